@@ -1,0 +1,98 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "kvcached/status.hpp"
+
+namespace kvcached {
+
+/// One piece of physical memory. Its value means something to the driver that made it only.
+struct Handle {
+  std::uint64_t value = 0;
+};
+
+/// A point in an accelerator's work. On CUDA the value is a CUevent; 0 has always passed.
+struct Event {
+  std::uint64_t value = 0;
+};
+
+/// A device's memory, in bytes.
+struct MemoryInfo {
+  std::size_t free = 0;
+  std::size_t total = 0;
+};
+
+/// The virtual-memory calls of one device.
+///
+/// Sizes and addresses are multiples of granularity(). A call that does not return Status::ok
+/// leaves everything as it was before. Apart from last_error(), every method is called by one
+/// thread at a time (the pager's, once it runs); nothing here locks.
+class Driver {
+ public:
+  Driver() = default;
+  Driver(const Driver&) = delete;
+  Driver& operator=(const Driver&) = delete;
+  virtual ~Driver() = default;
+
+  /// "cuda", "host" or "sim".
+  [[nodiscard]] virtual const char* name() const noexcept = 0;
+
+  /// Whether the device can be used. Must be called, and be ok, before anything below.
+  [[nodiscard]] virtual Status probe() = 0;
+
+  /// The smallest physical unit in bytes: 2 MiB on CUDA, 64 KiB on the host.
+  [[nodiscard]] virtual std::size_t granularity() const noexcept = 0;
+
+  /// How many separate mappings one process may hold; 0 where the driver sets no bound.
+  [[nodiscard]] virtual std::size_t max_mappings() const noexcept = 0;
+
+  /// Reserves address space without memory under it. Touching it faults.
+  [[nodiscard]] virtual Status reserve(std::size_t bytes, void** address) = 0;
+
+  /// Returns address space to the system. Nothing may be mapped in it.
+  [[nodiscard]] virtual Status unreserve(void* address, std::size_t bytes) = 0;
+
+  /// Takes physical memory from the device.
+  [[nodiscard]] virtual Status create(std::size_t bytes, Handle* handle) = 0;
+
+  /// Gives physical memory back to the device. It must not be mapped.
+  [[nodiscard]] virtual Status destroy(Handle handle, std::size_t bytes) = 0;
+
+  /// Puts a whole handle at an address inside a reservation.
+  [[nodiscard]] virtual Status map(void* address, std::size_t bytes, Handle handle) = 0;
+
+  /// Takes a whole handle out of the address space; a later touch faults.
+  [[nodiscard]] virtual Status unmap(void* address, std::size_t bytes) = 0;
+
+  /// Lets the device read and write a mapped range.
+  [[nodiscard]] virtual Status set_access(void* address, std::size_t bytes) = 0;
+
+  /// Fills a mapped, accessible range with zeros and returns when that is done. Runs on the
+  /// driver's own queue, never on the engine's.
+  [[nodiscard]] virtual Status scrub(void* address, std::size_t bytes) = 0;
+
+  /// Whether memory fresh from create() reads as zero (promised, or measured and documented).
+  [[nodiscard]] virtual bool fresh_memory_is_zero() const noexcept = 0;
+
+  /// Whether the device has finished all work up to an event.
+  [[nodiscard]] virtual Status event_passed(Event event, bool* passed) = 0;
+
+  [[nodiscard]] virtual Status memory_info(MemoryInfo* info) = 0;
+
+  /// What the last failure was, in one line: call, code, and the number it was about.
+  /// Valid on the thread that made the failing call, until its next call.
+  [[nodiscard]] virtual std::string last_error() const = 0;
+};
+
+/// Anonymous memory of this machine. `budget_bytes` bounds what create() hands out; 0 takes the
+/// machine's own memory (the control group's limit where it is lower).
+[[nodiscard]] std::unique_ptr<Driver> make_host_driver(std::size_t budget_bytes);
+
+/// The CUDA driver API of device `ordinal` (as CUDA counts it, after CUDA_VISIBLE_DEVICES),
+/// found with dlopen at run time.
+[[nodiscard]] std::unique_ptr<Driver> make_cuda_driver(int ordinal);
+
+}  // namespace kvcached
