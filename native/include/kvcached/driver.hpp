@@ -27,7 +27,7 @@ struct MemoryInfo {
 
 /// The virtual-memory calls of one device.
 ///
-/// Sizes and addresses are multiples of granularity(). A call that does not return Status::ok
+/// Sizes and addresses are multiples of granularity(), those of scrub() apart. A call that does not return Status::ok
 /// leaves everything as it was before. Apart from last_error(), every method is called by one
 /// thread at a time (the pager's, once it runs); nothing here locks.
 class Driver {

@@ -1,0 +1,3 @@
+"""Elastic KV caches for LLM serving."""
+
+__version__ = "0.1.0"

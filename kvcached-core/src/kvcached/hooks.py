@@ -1,0 +1,104 @@
+"""Where packages extend kvcached: pluggy specifications, found by the entry-point group
+``kvcached``."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+if TYPE_CHECKING:
+    from kvcached import _C
+
+PROJECT = "kvcached"
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+
+@dataclass(frozen=True)
+class EngineInfo:
+    """An engine that a package serves."""
+
+    name: str
+    installed: str | None
+    """The installed version, or None."""
+    supported: str
+    """The range of versions that work, as people read it."""
+    level: str
+    """How well the installed version is known: "verified", "contract" or "refused"."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened to an engine's memory."""
+
+    kind: str
+    """"commit", "release", "denied", "pressure", "limit" or "died"."""
+    engine: str
+    extents: int = 0
+    bytes: int = 0
+    detail: str = ""
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+class Specs:
+    """The hooks. Every one may be left out."""
+
+    @hookspec
+    def kvcached_engine_info(self) -> EngineInfo:  # type: ignore[empty-body]
+        """Describe the engine that this package serves."""
+
+    @hookspec(firstresult=True)
+    def kvcached_driver(self, device: str, ordinal: int) -> _C.Driver | None:
+        """Return a driver for a device kind ("cpu", "cuda"), or None to leave it to others."""
+
+    @hookspec(firstresult=True)
+    def kvcached_policy(self) -> object | None:
+        """Return the policy that decides which instance gives back first, or None."""
+
+    @hookspec
+    def kvcached_on_event(self, event: Event) -> None:
+        """Hear of an event. Called outside hot paths; an exception is logged and ignored."""
+
+    @hookspec
+    def kvcached_cli(self, app: Any) -> None:
+        """Add an engine's own commands to a typer application."""
+
+
+@functools.cache
+def manager() -> pluggy.PluginManager:
+    """The process's plugin manager, with every installed plugin and the built-in drivers."""
+    from kvcached import builtin_drivers
+
+    made = pluggy.PluginManager(PROJECT)
+    made.add_hookspecs(Specs)
+    made.register(builtin_drivers, name="kvcached-drivers")
+    made.load_setuptools_entrypoints(PROJECT)
+    return made
+
+
+def driver_for(device: str, ordinal: int = 0) -> _C.Driver:
+    """A probed driver for a device kind. Raises ``_C.Error`` where there is none that works."""
+    from kvcached import _C
+
+    driver = manager().hook.kvcached_driver(device=device, ordinal=ordinal)
+    if driver is None:
+        raise _C.Error(f"no driver for devices of kind {device!r}")
+    driver.probe()
+    return driver  # type: ignore[no-any-return]
+
+
+def has_listeners() -> bool:
+    """Whether anybody wants to hear of events."""
+    return bool(manager().hook.kvcached_on_event.get_hookimpls())
+
+
+def emit(event: Event) -> None:
+    """Tells every listener of an event."""
+    try:
+        manager().hook.kvcached_on_event(event=event)
+    except Exception:
+        logging.getLogger(PROJECT).exception("kvcached: a listener failed on %s", event.kind)

@@ -1,0 +1,41 @@
+"""Where engines on one machine meet: the directory of page-table rows."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from pathlib import Path
+
+
+class SharedMemoryError(RuntimeError):
+    """The directory for shared memory cannot be used: which, why and what to do, in one line."""
+
+
+def directory(configured: str = "") -> Path:
+    """The directory for rows, made with mode 0700 where it is missing.
+
+    `configured` is ``KVCACHED_SHM_DIR``; empty means ``/dev/shm/kvcached-UID``. Raises
+    SharedMemoryError where it cannot be made, or belongs to somebody else.
+    """
+    path = Path(configured) if configured else Path(f"/dev/shm/kvcached-{os.getuid()}")
+    advice = "mount /dev/shm (Docker: --shm-size, Kubernetes: an emptyDir with medium Memory) "
+    advice += "or set KVCACHED_SHM_DIR to a directory in memory"
+    try:
+        path.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise SharedMemoryError(f"kvcached: {path}: {error.strerror}; {advice}") from None
+    info = path.stat()
+    if not stat.S_ISDIR(info.st_mode) or not os.access(path, os.W_OK | os.X_OK):
+        raise SharedMemoryError(f"kvcached: {path}: not a directory to write in; {advice}")
+    if not configured and info.st_uid != os.getuid():
+        raise SharedMemoryError(
+            f"kvcached: {path}: belongs to user {info.st_uid}; remove it or set KVCACHED_SHM_DIR"
+        )
+    return path
+
+
+def row_path(where: Path, engine: str, rank: int) -> Path:
+    """The file of one rank's row. `engine` names the engine; odd characters become ``-``."""
+    name = re.sub(r"[^A-Za-z0-9._-]", "-", engine)
+    return where / f"{name}.{rank}.row"

@@ -1,0 +1,92 @@
+"""Whether an engine's configuration can be served elastically, and the two options that do it."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+from typing import TYPE_CHECKING
+
+from kvcached import settings as kvcached_settings
+from kvcached_vllm import NotElastic, say_once
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+
+_WORKERS = {
+    "vllm.v1.worker.cpu_worker.CPUWorker": "kvcached_vllm.worker.ElasticCPUWorker",
+    "vllm.v1.worker.gpu_worker.Worker": "kvcached_vllm.worker.ElasticGPUWorker",
+}
+_SCHEDULER = "kvcached_vllm.scheduler.ElasticScheduler"
+_ASYNC_SCHEDULER = "kvcached_vllm.scheduler.ElasticAsyncScheduler"
+_OURS = {_SCHEDULER, _ASYNC_SCHEDULER, *_WORKERS.values()}
+
+
+@functools.cache
+def settings() -> kvcached_settings.Settings:
+    """The environment's settings; reads them once and says which variables it does not read."""
+    loaded = kvcached_settings.load()
+    logging.getLogger("vllm.kvcached").setLevel(loaded.log_level)
+    for line in kvcached_settings.unread(os.environ):
+        say_once(line)
+    return loaded
+
+
+def chosen_by_user(vllm_config: VllmConfig) -> str | None:
+    """The option by which a user chose a scheduler or worker that is not ours, or None.
+
+    To be asked before vLLM fills in its defaults.
+    """
+    scheduler = vllm_config.scheduler_config.scheduler_cls
+    if scheduler is not None and scheduler not in _OURS:
+        return f"--scheduler-cls {scheduler}"
+    worker = vllm_config.parallel_config.worker_cls
+    # A copy of a configuration that vLLM has settled holds its default by name.
+    if worker != "auto" and worker not in _OURS and worker not in _WORKERS:
+        return f"--worker-cls {worker}"
+    return None
+
+
+def vanilla_reason(vllm_config: VllmConfig) -> str | None:
+    """Why this configuration is not covered, or None."""
+    parallel = vllm_config.parallel_config
+    worker = parallel.worker_cls
+    if worker not in _WORKERS and worker not in _OURS:
+        return f"the worker {worker} is not covered"
+    if vllm_config.kv_transfer_config is not None:
+        return f"the KV connector {vllm_config.kv_transfer_config.kv_connector} is not covered"
+    if getattr(parallel, "nnodes", 1) > 1:
+        return "an engine over several nodes is not covered"
+    if parallel.distributed_executor_backend not in (None, "mp", "uni"):
+        return f"the executor {parallel.distributed_executor_backend!r} is not covered"
+    if parallel.data_parallel_size > 1 and vllm_config.model_config.is_moe:
+        return "a mixture of experts under data parallelism is not covered"
+    if getattr(vllm_config, "diffusion_config", None) is not None:
+        return "diffusion models are not covered"
+    if vllm_config.model_config.enable_sleep_mode:
+        return "sleep mode is not covered"
+    if parallel.enable_elastic_ep:
+        return "elastic expert parallelism is not covered"
+    return None
+
+
+def attach(vllm_config: VllmConfig, user_choice: str | None) -> None:
+    """Names our scheduler and worker in a configuration, or says why not.
+
+    Both or neither. Raises NotElastic where the user demands an elastic engine that cannot be,
+    SettingsError where a variable does not parse.
+    """
+    if vllm_config.model_config is None:
+        return  # a fragment of a configuration, such as vLLM makes for its own lookups
+    wanted = settings()
+    reason = f"{user_choice} was chosen" if user_choice else vanilla_reason(vllm_config)
+    if reason is not None:
+        if wanted.required:
+            raise NotElastic(f"kvcached: KVCACHED_REQUIRED=true, but: {reason}")
+        say_once(f"kvcached: vanilla: {reason}")
+        return
+    parallel = vllm_config.parallel_config
+    parallel.worker_cls = _WORKERS.get(parallel.worker_cls, parallel.worker_cls)
+    vllm_config.scheduler_config.scheduler_cls = (
+        _ASYNC_SCHEDULER if vllm_config.scheduler_config.async_scheduling else _SCHEDULER
+    )

@@ -1,0 +1,128 @@
+"""How vLLM's KV cache configuration becomes regions, spans and extents."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from vllm.v1.kv_cache_interface import (
+    FullAttentionSpec,
+    KVCacheSpec,
+    SlidingWindowSpec,
+    UniformTypeKVCacheSpecs,
+)
+
+from kvcached import _C
+
+if TYPE_CHECKING:
+    from vllm.v1.kv_cache_interface import KVCacheConfig
+
+#: Kinds of KV cache whose every block is reached through a block table, and which are tested.
+_COVERED: tuple[type[KVCacheSpec], ...] = (FullAttentionSpec, SlidingWindowSpec)
+
+Span = tuple[int, int, int, int]
+
+
+def _single_specs(specs: Iterable[KVCacheSpec]) -> Iterable[KVCacheSpec]:
+    for spec in specs:
+        if isinstance(spec, UniformTypeKVCacheSpecs):
+            yield from spec.kv_cache_specs.values()
+        else:
+            yield spec
+
+
+def uncovered_kind(specs: Iterable[KVCacheSpec]) -> str | None:
+    """The first kind among `specs` that is not covered, or None."""
+    for spec in _single_specs(specs):
+        # Exactly these: a subclass may reach its memory in its own way.
+        if type(spec) not in _COVERED:
+            return type(spec).__name__
+    return None
+
+
+def config_reason(config: KVCacheConfig) -> str | None:
+    """Why this cache cannot be elastic, or None. The same on every rank and in the scheduler."""
+    kind = uncovered_kind(group.kv_cache_spec for group in config.kv_cache_groups)
+    if kind is not None:
+        return f"KV caches of kind {kind} are not covered"
+    if config.needs_kv_cache_zeroing:
+        return "KV caches that vLLM zeroes block by block are not covered"
+    if not config.kv_cache_tensors:
+        return "the model has no KV cache"
+    if any(tensor.host_resident for tensor in config.kv_cache_tensors):
+        return "KV caches in host memory are not covered"
+    return None
+
+
+def _page_bytes(config: KVCacheConfig, layer: str) -> int:
+    for group in config.kv_cache_groups:
+        if layer in group.layer_names:
+            spec = group.kv_cache_spec
+            if isinstance(spec, UniformTypeKVCacheSpecs):
+                spec = spec.kv_cache_specs[layer]
+            return int(spec.page_size_bytes)
+    raise KeyError(layer)
+
+
+def spans_of(config: KVCacheConfig) -> list[Span]:
+    """(region, offset, stride, bytes) of every layer; layers that share bytes appear once.
+
+    vLLM 0.29 and later keep all layers in one backing buffer, region 0.
+    """
+    spans: dict[Span, None] = {}
+    for tensor in config.kv_cache_tensors:
+        for index, layer in enumerate(tensor.layers):
+            offset = tensor.offset + index * tensor.layer_stride
+            spans[0, offset, tensor.block_stride, _page_bytes(config, layer)] = None
+    return list(spans)
+
+
+def layout_of(spans: list[Span]) -> str:
+    """"block" where a block's layers lie together, "layer" where each layer lies apart."""
+    return "block" if any(stride > size for _, _, stride, size in spans) else "layer"
+
+
+def geometry_of(
+    config: KVCacheConfig, total_layers: int, driver: _C.Driver, min_part_bytes: int
+) -> _C.Geometry:
+    """The geometry of this rank's cache.
+
+    Every rank must choose the same extents, whatever its share of the layers: the bound on
+    mappings is therefore taken for `total_layers`, the whole model's.
+    """
+    spans = spans_of(config)
+    region_bytes = [config.kv_cache_tensors[0].size]
+    layers = max(total_layers, len(spans))
+    whole = [spans[index % len(spans)] for index in range(layers)]
+    if layout_of(spans) == "layer":
+        # Apart from each other, so that they count as parts of their own.
+        stride = max(size for _, _, _, size in spans) * config.num_blocks
+        whole = [
+            (0, index * stride, block_stride, size)
+            for index, (_, _, block_stride, size) in enumerate(whole)
+        ]
+    model = _C.Geometry(
+        config.num_blocks,
+        [max(offset + config.num_blocks * stride for _, offset, stride, _ in whole)],
+        whole,
+    )
+    blocks = _C.choose_blocks_per_extent(
+        model, driver.granularity, min_part_bytes, driver.max_mappings
+    )
+    return _C.Geometry(config.num_blocks, region_bytes, spans, blocks)
+
+
+def aligned_bytes(specs: dict[str, KVCacheSpec], available: int, granule: int) -> int:
+    """`available` lowered so that every layer's part of the cache ends on a granule.
+
+    Layers that share no granule cost nothing at their edges. Where the block size fits no
+    granule the figure stays as it is, and granules are shared.
+    """
+    pages = {spec.page_size_bytes for spec in _single_specs(specs.values())}
+    if len(pages) != 1:
+        return available
+    page = pages.pop()
+    together = granule // math.gcd(page, granule)
+    step = page * len(specs) * together
+    return available // step * step if available >= step else available

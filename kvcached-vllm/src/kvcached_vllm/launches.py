@@ -1,0 +1,30 @@
+"""Tells the pager which steps are launched on this rank, and when the device is done."""
+
+from __future__ import annotations
+
+import torch
+
+from kvcached import _C
+
+
+class LaunchMarks:
+    """Marks launched steps. On an accelerator each mark records an event behind the step."""
+
+    def __init__(self, pager: _C.Pager, device: torch.device):
+        self._pager = pager
+        self._on_device = device.type == "cuda"
+        self._events: list[torch.cuda.Event] = []
+        self._next = 0
+
+    def mark(self, step: int) -> None:
+        """Step `step` is launched; to be called on the thread and stream that launched it."""
+        if not self._on_device:
+            self._pager.launched(step)
+            return
+        # The pager remembers this many launches, so that an older event is free to record.
+        if len(self._events) <= _C.Pager.max_launches:
+            self._events.append(torch.cuda.Event())
+        event = self._events[self._next]
+        self._next = (self._next + 1) % (_C.Pager.max_launches + 1)
+        event.record()
+        self._pager.launched(step, event.cuda_event)

@@ -1,0 +1,224 @@
+"""vLLM's schedulers over an elastic block pool."""
+
+from __future__ import annotations
+
+import logging
+import time
+from math import ceil
+from typing import TYPE_CHECKING, Any
+
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.scheduler import Scheduler
+
+from kvcached import _C, shm
+from kvcached.sizes import format_size
+from kvcached_vllm import NotElastic, identity
+from kvcached_vllm.attach import settings
+from kvcached_vllm.coordinator import elastic_coordinator
+from kvcached_vllm.kv_layout import config_reason
+from kvcached_vllm.supply import BlockSupply
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from vllm.v1.core.sched.output import SchedulerOutput
+    from vllm.v1.metrics.stats import SchedulerStats
+    from vllm.v1.outputs import ModelRunnerOutput
+    from vllm.v1.request import Request, RequestStatus
+
+_log = logging.getLogger("vllm.kvcached")
+
+#: Where a step's number rides on vLLM's step plan to the workers.
+STEP_ATTRIBUTE = "kvcached_step"
+#: Seconds between lines about an engine that waits for memory.
+_STARVED_LOG_INTERVAL = 10.0
+
+
+class _Elastic:
+    """Mixed into a vLLM scheduler. Without rows of elastic workers it changes nothing."""
+
+    # What vLLM's Scheduler has.
+    vllm_config: Any
+    kv_cache_config: Any
+    kv_cache_manager: Any
+    requests: dict[str, Request]
+    max_model_len: int
+    block_size: int
+
+    _supply: BlockSupply | None = None
+    _starved_logged = 0.0
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._supply = self._attach()
+
+    def _attach(self) -> BlockSupply | None:
+        wanted = settings()
+        world = self.vllm_config.parallel_config.world_size
+        paths = [
+            str(identity.row_path(self.vllm_config, wanted, rank)) for rank in range(world)
+        ]
+        reason = config_reason(self.kv_cache_config) or _reason_of(paths)
+        if reason is not None:
+            if wanted.required:
+                raise NotElastic(f"kvcached: KVCACHED_REQUIRED=true, but: {reason}")
+            _log.warning("kvcached: vanilla: %s", reason)
+            return None
+        pool = _C.Pool(paths, wanted.min_reserved_pages, wanted.max_reserved_pages)
+        facts = _C.Row.attach(paths[0]).describe()
+        self._check_longest_request(facts)
+        manager = self.kv_cache_manager
+        limit_blocks = _limit_blocks(facts)
+        watermark = self.vllm_config.scheduler_config.watermark
+        # A share of what can be granted, not of the address space.
+        manager.watermark_blocks = int(watermark * limit_blocks)
+        cap = wanted.max_cached_tokens
+        supply = BlockSupply(
+            pool,
+            manager.block_pool,
+            self.requests,
+            manager.watermark_blocks,
+            None if cap < 0 else cap // self.block_size,
+        )
+        manager.coordinator = elastic_coordinator(manager.coordinator, supply)
+        _log.info(_describe(facts, self.block_size, world))
+        return supply
+
+    def _check_longest_request(self, facts: dict[str, Any]) -> None:
+        # vLLM's own check compared with the address space.
+        needed = 1  # the null block
+        for group in self.kv_cache_config.kv_cache_groups:
+            spec = group.kv_cache_spec
+            needed += ceil(
+                spec.max_memory_usage_bytes(self.vllm_config) / spec.page_size_bytes
+            )
+        if needed > _limit_blocks(facts):
+            raise NotElastic(
+                f"kvcached: one request of max_model_len={self.max_model_len} needs {needed} "
+                f"blocks, and the limit of {format_size(facts['limit_bytes'])} holds "
+                f"{_limit_blocks(facts)}; raise KVCACHED_LIMIT or the engine's own KV cache "
+                "size, or lower --max-model-len"
+            )
+
+    def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
+        """vLLM's schedule(), as a numbered step."""
+        supply = self._supply
+        if supply is None:
+            return super().schedule(*args, **kwargs)  # type: ignore[misc,no-any-return]
+        step = supply.begin_step()
+        output = super().schedule(*args, **kwargs)  # type: ignore[misc]
+        setattr(output, STEP_ATTRIBUTE, step)
+        supply.end_step()
+        if output.total_num_scheduled_tokens == 0 and self._starved(supply):
+            supply.pause()
+        return output  # type: ignore[no-any-return]
+
+    def _starved(self, supply: BlockSupply) -> bool:
+        if not (supply.pool.denied or supply.pool.in_flight):
+            return False
+        if self.get_num_unfinished_requests() == 0:  # type: ignore[attr-defined]
+            return False
+        now = time.monotonic()
+        if supply.pool.denied and now - self._starved_logged > _STARVED_LOG_INTERVAL:
+            self._starved_logged = now
+            _log.warning(
+                "kvcached: requests wait for memory: %d blocks committed, the device or the "
+                "limit gives no more",
+                supply.pool.num_usable,
+            )
+        return True
+
+    def update_from_output(
+        self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
+    ) -> Any:
+        """vLLM's update_from_output(), after which memory may go back."""
+        result = super().update_from_output(  # type: ignore[misc]
+            scheduler_output, model_runner_output
+        )
+        if self._supply is not None:
+            step = getattr(scheduler_output, STEP_ATTRIBUTE)
+            self._supply.finish_step(step, idle=not self.requests)
+        return result
+
+    def finish_requests(
+        self, request_ids: str | Iterable[str] | None, finished_status: RequestStatus
+    ) -> Any:
+        """vLLM's finish_requests(): an abort gives memory back too."""
+        result = super().finish_requests(  # type: ignore[misc]
+            request_ids, finished_status
+        )
+        if self._supply is not None:
+            self._supply.tidy(idle=not self.requests)
+        return result
+
+    def reset_prefix_cache(self, *args: Any, **kwargs: Any) -> bool:
+        """vLLM's reset_prefix_cache(): the blocks of dropped prefixes are free."""
+        done: bool = super().reset_prefix_cache(*args, **kwargs)  # type: ignore[misc]
+        if self._supply is not None and done:
+            self._supply.forget_prefixes()
+            self._supply.tidy(idle=not self.requests)
+        return done
+
+    def make_stats(self, *args: Any, **kwargs: Any) -> SchedulerStats | None:
+        """vLLM's statistics, with the cache's use as a share of what it can become."""
+        stats = super().make_stats(*args, **kwargs)  # type: ignore[misc]
+        if stats is not None and self._supply is not None:
+            stats.kv_cache_usage = self._supply.usage
+        return stats  # type: ignore[no-any-return]
+
+    def shutdown(self) -> None:
+        """vLLM's shutdown(); also removes the rows of workers that were killed."""
+        super().shutdown()  # type: ignore[misc]
+        if self._supply is not None:
+            self._supply = None
+            _C.remove_dead_rows(str(shm.directory(settings().shm_dir)))
+
+
+def _reason_of(paths: list[str]) -> str | None:
+    """Why a worker runs vanilla, or None. Raises NotElastic where the ranks disagree, or are
+    not ours at all."""
+    rows = []
+    for path in paths:
+        try:
+            rows.append(_C.Row.attach(path).describe())
+        except _C.Error as error:
+            raise NotElastic(
+                f"kvcached: the scheduler is elastic, but a worker is not: {error}; pass both "
+                "--scheduler-cls and --worker-cls, or neither"
+            ) from None
+    reasons = {row["reason"] for row in rows if row["mode"] == "vanilla"}
+    if not reasons:
+        return None
+    if any(row["mode"] == "elastic" for row in rows):
+        raise NotElastic(
+            f"kvcached: some ranks are elastic and some are not ({reasons.pop()}); start with "
+            "ENABLE_KVCACHED=false"
+        )
+    return str(reasons.pop())
+
+
+def _limit_blocks(facts: dict[str, Any]) -> int:
+    if not facts["limit_bytes"]:
+        return int(facts["num_blocks"])
+    extents = facts["limit_bytes"] // facts["extent_bytes"]
+    return int(min(facts["num_blocks"], extents * facts["blocks_per_extent"]))
+
+
+def _describe(facts: dict[str, Any], block_size: int, world: int) -> str:
+    ranks = f", {world} ranks" if world > 1 else ""
+    tokens = (facts["num_blocks"] - 1) * block_size
+    return (
+        f"kvcached: elastic KV cache: virtual {format_size(facts['virtual_bytes'])} "
+        f"({tokens:,} tokens in {facts['num_blocks']:,} blocks of {block_size}), "
+        f"limit {format_size(facts['limit_bytes'])}, "
+        f"extent {format_size(facts['extent_bytes'])} ({facts['blocks_per_extent']} blocks), "
+        f"layout {facts['layout']}, driver {facts['driver']}{ranks}"
+    )
+
+
+class ElasticScheduler(_Elastic, Scheduler):  # type: ignore[misc]
+    """vLLM's scheduler, elastic."""
+
+
+class ElasticAsyncScheduler(_Elastic, AsyncScheduler):  # type: ignore[misc]
+    """vLLM's asynchronous scheduler, elastic."""

@@ -1,0 +1,145 @@
+"""Blocks for one scheduler: the pool behind vLLM's block pool."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from vllm.v1.request import RequestStatus
+
+from kvcached import _C
+
+if TYPE_CHECKING:
+    from vllm.v1.core.block_pool import BlockPool
+    from vllm.v1.request import Request
+
+#: Longest wait of a whole scheduling step for memory on behalf of requests that only wait, in
+#: seconds: they lose nothing by waiting one step more.
+STEP_BUDGET = 0.005
+#: Longest wait for a request that runs, in seconds. The pager answers every request within one
+#: driver call; giving up before its answer would preempt, which costs a whole prefill.
+RUNNING_BUDGET = 1.0
+
+
+class BlockSupply:
+    """Puts a pool under a vLLM block pool and answers its coordinator.
+
+    Only the scheduler's thread may call this.
+    """
+
+    def __init__(
+        self,
+        pool: _C.Pool,
+        block_pool: BlockPool,
+        requests: dict[str, Request],
+        watermark_blocks: int,
+        max_cached_blocks: int | None,
+    ):
+        """`max_cached_blocks`: how many prefix blocks to keep once free; None for all."""
+        self.pool = pool
+        self.queue = _C.BlockQueue(pool, block_pool.blocks)
+        self._block_pool = block_pool
+        self._requests = requests
+        self._watermark = watermark_blocks
+        self._max_cached = max_cached_blocks
+        self._step = 0
+        self._deadline = 0.0
+        self._adopt_queue()
+
+    def _adopt_queue(self) -> None:
+        free = {block.block_id for block in self._block_pool.free_block_queue.get_all_free_blocks()}
+        for block in self._block_pool.blocks:
+            if block.block_id not in free:
+                # The null block, and what a manager set aside: all in the pinned extents.
+                self.queue.remove(block)
+        # BlockPool has no setter; the attribute is where its own code looks.
+        self._block_pool.free_block_queue = self.queue
+        self._settle()
+
+    def _settle(self) -> None:
+        # vLLM derives what is used from this number less the free count.
+        self._block_pool.num_gpu_blocks = self.pool.num_usable
+
+    @property
+    def step(self) -> int:
+        """The number of the current scheduling step."""
+        return self._step
+
+    def begin_step(self) -> int:
+        """Starts a step; returns its number."""
+        self._step += 1
+        self._deadline = time.monotonic() + STEP_BUDGET
+        self.pool.begin_step(self._step)
+        return self._step
+
+    def end_step(self) -> None:
+        """Orders what the next steps will need, while the device works on this one."""
+        self.pool.balance(False)
+        self._settle()
+
+    def finish_step(self, step: int, idle: bool) -> None:
+        """Takes in that a step's output is back, and gives back what nobody needs."""
+        self.pool.processed(step)
+        self.tidy(idle)
+
+    def tidy(self, idle: bool) -> None:
+        """Evicts prefixes above the cap and releases empty extents beyond the slack."""
+        if self._max_cached is not None and self.pool.num_cached > self._max_cached:
+            self._evict(self._max_cached)
+        self.pool.balance(idle)
+        self._settle()
+
+    def _evict(self, keep: int) -> None:
+        blocks = self.pool.coldest(keep)
+        self._block_pool.evict_blocks(set(blocks))
+        self.queue.forget(blocks)
+
+    def forget_prefixes(self) -> None:
+        """Follows vLLM, which has dropped every prefix."""
+        self.queue.forget(self.pool.coldest(0))
+
+    def promise(self, need: int) -> int:
+        """See coordinator.Supplier."""
+        if self.pool.denied_recently:
+            # What could still be granted is a guess now, and a request admitted on a wrong one
+            # is preempted after its prefill. Only what is really there counts.
+            self._fetch(need, self._deadline - time.monotonic())
+            return need
+        return need - self.pool.num_growable
+
+    def provide(self, need: int, request_id: str, hits: Any) -> int:
+        """See coordinator.Supplier."""
+        if need > self.pool.num_unhashed:
+            # Prefix hits that are free now are part of the need, but cost no new block.
+            revived = sum(block.ref_cnt == 0 for group in hits for block in group)
+            self._fetch(need - revived, self._patience(request_id))
+        if self._watermark and need <= self.pool.num_free:
+            # Headroom need not be committed, only grantable.
+            return need - min(self._watermark, self.pool.num_growable)
+        return need
+
+    def _patience(self, request_id: str) -> float:
+        request = self._requests.get(request_id)
+        if request is not None and request.status is RequestStatus.RUNNING:
+            return RUNNING_BUDGET
+        return self._deadline - time.monotonic()
+
+    def _fetch(self, blocks: int, seconds: float) -> None:
+        if blocks > self.pool.num_unhashed:
+            self.pool.ensure(blocks, max(0.0, seconds))
+            self._settle()
+
+    def pause(self) -> None:
+        """Waits a moment for memory, so that a starved engine does not spin."""
+        if self.pool.in_flight:
+            self.pool.wait(STEP_BUDGET)
+        else:
+            time.sleep(STEP_BUDGET)
+
+    @property
+    def usage(self) -> float:
+        """The used share of what is committed or could be, from 0 to 1. Without the null block,
+        as vLLM counts."""
+        used = self.pool.num_used - 1
+        total = self.pool.num_usable - 1 + self.pool.num_growable
+        return used / total if total > 0 else 0.0

@@ -1,0 +1,164 @@
+"""vLLM's workers with their KV cache over reserved address space."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import logging
+from typing import TYPE_CHECKING, Any
+
+import torch
+from vllm.v1.worker.cpu_worker import CPUWorker
+from vllm.v1.worker.gpu_worker import Worker
+
+from kvcached import _C, hooks, shm
+from kvcached_vllm import NotElastic, identity
+from kvcached_vllm.allocation import RegionForZeros
+from kvcached_vllm.attach import settings
+from kvcached_vllm.kv_layout import (
+    aligned_bytes,
+    config_reason,
+    geometry_of,
+    layout_of,
+    spans_of,
+    uncovered_kind,
+)
+from kvcached_vllm.launches import LaunchMarks
+
+if TYPE_CHECKING:
+    from vllm.v1.core.sched.output import SchedulerOutput
+    from vllm.v1.kv_cache_interface import KVCacheConfig
+
+_log = logging.getLogger("vllm.kvcached")
+_DLPACK_DEVICE = {"cpu": 1, "cuda": 2}
+
+
+class _Elastic:
+    """Mixed into a vLLM worker."""
+
+    # What vLLM's Worker has.
+    vllm_config: Any
+    device: torch.device
+    rank: int
+
+    _driver: _C.Driver | None = None
+    _pager: _C.Pager | None = None
+    _row: _C.Row | None = None
+    _marks: LaunchMarks | None = None
+    _budget_bytes = 0
+    _reason: str | None = None
+    _step_to_mark = 0
+
+    def init_device(self) -> None:
+        """vLLM's init_device(), then the device's driver."""
+        super().init_device()  # type: ignore[misc]
+        try:
+            self._driver = hooks.driver_for(self.device.type, self.device.index or 0)
+        except _C.Error as error:
+            self._stay_vanilla(f"no usable driver: {error}")
+
+    def _stay_vanilla(self, reason: str) -> None:
+        if settings().required:
+            raise NotElastic(f"kvcached: KVCACHED_REQUIRED=true, but: {reason}")
+        self._reason = reason
+
+    def determine_available_memory(self) -> int:
+        """vLLM's budget for the KV cache, which is address space here and the limit of what is
+        committed in it."""
+        available: int = super().determine_available_memory()  # type: ignore[misc]
+        specs = self.get_kv_cache_spec()  # type: ignore[attr-defined]
+        kind = uncovered_kind(specs.values())
+        if self._reason is None and kind is not None:
+            self._stay_vanilla(f"KV caches of kind {kind} are not covered")
+        if self._reason is not None or self._driver is None:
+            return available
+        self._budget_bytes = available
+        return aligned_bytes(specs, available, self._driver.granularity)
+
+    def initialize_from_config(self, kv_cache_config: KVCacheConfig) -> None:
+        """vLLM's allocation of the KV cache, over a region of ours."""
+        wanted = settings()
+        directory = str(shm.directory(wanted.shm_dir))
+        for path in _C.remove_dead_rows(directory):
+            _log.info("kvcached: removed %s, left behind by a dead engine", path)
+        path = str(identity.row_path(self.vllm_config, wanted, self.rank))
+        name = identity.engine_name(self.vllm_config, wanted)
+        if self._reason is None and (reason := config_reason(kv_cache_config)) is not None:
+            self._stay_vanilla(reason)
+        if self._reason is not None or self._driver is None:
+            self._row = _C.Row.vanilla(path, name, self._reason or "no driver", self.rank)
+            super().initialize_from_config(kv_cache_config)  # type: ignore[misc]
+            return
+        self._pager = self._start_pager(kv_cache_config, path, name)
+        # vLLM ends its workers with a signal at times; shutdown() is not always called.
+        atexit.register(self._pager.stop)
+        self._marks = LaunchMarks(self._pager, self.device)
+        region = functools.partial(self._tensor, self._pager)
+        with RegionForZeros({kv_cache_config.kv_cache_tensors[0].size: region}, self.device) as mode:
+            super().initialize_from_config(kv_cache_config)  # type: ignore[misc]
+        if mode.unused:
+            raise NotElastic(
+                "kvcached: vLLM did not allocate its KV cache where it was expected "
+                f"({mode.unused} bytes); start with ENABLE_KVCACHED=false"
+            )
+
+    def _start_pager(self, config: KVCacheConfig, path: str, name: str) -> _C.Pager:
+        wanted = settings()
+        assert self._driver is not None
+        text = self.vllm_config.model_config.hf_text_config
+        layers = getattr(text, "num_hidden_layers", 0) or 0
+        geometry = geometry_of(config, layers, self._driver, wanted.page_size_mb << 20)
+        pager = _C.Pager(
+            self._driver,
+            geometry,
+            path,
+            name,
+            layout_of(spans_of(config)),
+            self.rank,
+            wanted.limit or self._budget_bytes,
+        )
+        self._driver = None  # the pager's now
+        try:
+            pager.start()
+        except _C.Error as error:
+            raise NotElastic(f"kvcached: {error}") from None
+        return pager
+
+    def _tensor(self, pager: _C.Pager) -> torch.Tensor:
+        return torch.from_dlpack(
+            pager.region(0, _DLPACK_DEVICE[self.device.type], self.device.index or 0)
+        )
+
+    def execute_model(self, scheduler_output: SchedulerOutput) -> Any:
+        """vLLM's execute_model(); marks the step as launched where no sampling follows."""
+        output = super().execute_model(scheduler_output)  # type: ignore[misc]
+        if self._marks is not None:
+            step = getattr(scheduler_output, "kvcached_step", 0)
+            if output is not None or scheduler_output.total_num_scheduled_tokens == 0:
+                self._marks.mark(step)
+            else:
+                self._step_to_mark = step
+        return output
+
+    def sample_tokens(self, grammar_output: Any) -> Any:
+        """vLLM's sample_tokens(); the step is launched behind it."""
+        output = super().sample_tokens(grammar_output)  # type: ignore[misc]
+        if self._marks is not None and self._step_to_mark:
+            self._marks.mark(self._step_to_mark)
+            self._step_to_mark = 0
+        return output
+
+    def shutdown(self) -> None:
+        """vLLM's shutdown(); also stops the pager and removes the row."""
+        if self._pager is not None:
+            self._pager.stop()
+        self._row = None
+        super().shutdown()  # type: ignore[misc]
+
+
+class ElasticCPUWorker(_Elastic, CPUWorker):  # type: ignore[misc]
+    """vLLM's CPU worker, elastic."""
+
+
+class ElasticGPUWorker(_Elastic, Worker):  # type: ignore[misc]
+    """vLLM's GPU worker, elastic."""

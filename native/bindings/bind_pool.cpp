@@ -1,0 +1,101 @@
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <chrono>
+#include <memory>
+#include <vector>
+
+#include "bindings.hpp"
+#include "kvcached/pool.hpp"
+
+namespace nb = nanobind;
+
+namespace kvcached::bindings {
+
+namespace {
+
+Pool::Clock::time_point after(double seconds) {
+  return Pool::Clock::now() + std::chrono::duration_cast<Pool::Clock::duration>(
+                                  std::chrono::duration<double>(seconds));
+}
+
+void construct(Pool* self, const std::vector<std::string>& paths, std::uint32_t least_slack,
+               std::uint32_t most_slack) {
+  std::vector<std::unique_ptr<Row>> rows;
+  for (const std::string& path : paths) {
+    std::unique_ptr<Row> row;
+    std::string error;
+    const Status status = Row::attach(path, &row, &error);
+    check(status, error);
+    const RowFacts& facts = row->facts();
+    if (facts.mode != RowMode::elastic) {
+      throw Error(Status::unsupported, path + ": the rank runs vanilla: " + facts.reason);
+    }
+    if (!rows.empty() && (facts.num_blocks != rows[0]->facts().num_blocks ||
+                          facts.blocks_per_extent != rows[0]->facts().blocks_per_extent ||
+                          facts.pinned_extents != rows[0]->facts().pinned_extents)) {
+      throw Error(Status::invalid_argument, path + ": its extents differ from rank 0's");
+    }
+    rows.push_back(std::move(row));
+  }
+  if (rows.empty()) throw Error(Status::invalid_argument, "a pool needs the row of a rank");
+  new (self) Pool(std::move(rows), {least_slack, most_slack});
+}
+
+bool ensure(Pool& pool, std::uint32_t blocks, double seconds) {
+  if (pool.num_unhashed() >= blocks) return true;
+  const nb::gil_scoped_release release;
+  return pool.ensure(blocks, after(seconds));
+}
+
+}  // namespace
+
+void bind_pool(nb::module_& module) {
+  nb::class_<Pool>(module, "Pool",
+                   "The scheduler's side of the page table: which block to hand out, which "
+                   "extents to want or release. One thread at a time.")
+      .def("__init__", &construct, nb::arg("paths"), nb::arg("least_slack") = 1,
+           nb::arg("most_slack") = 10, "Attaches to the rows of all ranks, in rank order.")
+      .def_prop_ro("num_free", &Pool::num_free, "Blocks to hand out: unhashed and cached.")
+      .def_prop_ro("num_unhashed", &Pool::num_unhashed, "Free blocks that hold no prefix.")
+      .def_prop_ro("num_cached", &Pool::num_cached, "Free blocks that hold a prefix.")
+      .def_prop_ro("num_used", &Pool::num_used)
+      .def_prop_ro("num_usable", &Pool::num_usable, "Blocks of committed extents.")
+      .def_prop_ro("num_growable", &Pool::num_growable,
+                   "Blocks that memory not yet taken could back, as far as is known.")
+      .def_prop_ro("num_blocks", [](const Pool& pool) { return pool.extents().num_blocks(); })
+      .def_prop_ro("blocks_per_extent",
+                   [](const Pool& pool) { return pool.extents().blocks_per_extent(); })
+      .def_prop_ro("usable_extents", [](const Pool& pool) { return pool.extents().usable(); })
+      .def_prop_ro("empty_extents", [](const Pool& pool) { return pool.extents().empty(); })
+      .def_prop_ro("wanted_extents", [](const Pool& pool) { return pool.extents().wanted(); })
+      .def_prop_ro("releasing_extents",
+                   [](const Pool& pool) { return pool.extents().releasing(); })
+      .def_prop_ro("slack_target", &Pool::slack_target, "Extents to keep free ahead of need.")
+      .def_prop_ro("denied", &Pool::denied,
+                   "Memory was refused and nothing has changed since, as far as is known.")
+      .def_prop_ro("denied_recently", &Pool::denied_recently,
+                   "Memory was refused within the last ten seconds.")
+      .def_prop_ro("in_flight", &Pool::in_flight, "A pager owes an answer.")
+      .def_prop_ro("dead_row", &Pool::dead_row, "The row of a rank that died, or ''.")
+      .def("ensure", &ensure, nb::arg("blocks"), nb::arg("seconds"),
+           "Tries to have `blocks` unhashed free blocks within `seconds`. False is an ordinary "
+           "allocation miss.")
+      .def(
+          "wait", [](Pool& pool, double seconds) { pool.wait(after(seconds)); },
+          nb::call_guard<nb::gil_scoped_release>(), nb::arg("seconds"),
+          "Sleeps until a pager answers, at most `seconds`.")
+      .def("begin_step", &Pool::begin_step, nb::arg("step"),
+           "Blocks freed from now on are fenced by this step.")
+      .def("processed", &Pool::processed, nb::arg("step"),
+           "Every step up to this one has been processed.")
+      .def("balance", &Pool::balance, nb::arg("idle"),
+           "Takes answers in, keeps the slack ahead and releases what is beyond it.")
+      .def("set_limit", &Pool::set_limit, nb::arg("bytes"),
+           "Most physical bytes a rank may hold; 0: no bound but the driver's.")
+      .def("coldest", &Pool::coldest, nb::arg("keep"),
+           "Cached blocks to evict so that at most `keep` remain, coldest extents first.")
+      .def("in_order", &Pool::in_order, "Free block ids in the order of handing out.");
+}
+
+}  // namespace kvcached::bindings

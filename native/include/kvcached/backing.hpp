@@ -1,0 +1,92 @@
+#pragma once
+
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "kvcached/driver.hpp"
+#include "kvcached/geometry.hpp"
+#include "kvcached/handle_cache.hpp"
+#include "kvcached/status.hpp"
+
+namespace kvcached {
+
+/// The regions of one rank and the physical memory under their extents.
+///
+/// commit() and release() are all or nothing: where the driver refuses half-way, what was done
+/// is undone before the status is returned. One thread at a time.
+class Backing {
+ public:
+  Backing(Driver& driver, Geometry geometry);
+  Backing(const Backing&) = delete;
+  Backing& operator=(const Backing&) = delete;
+  ~Backing();
+
+  /// Reserves the address space of every region, or of none.
+  [[nodiscard]] Status reserve();
+
+  /// Puts zeroed memory under `count` extents from `first` on, in as few handles as their
+  /// layout allows. out_of_memory where the driver, or `limit_bytes` (0: none) over
+  /// held_bytes(), says no.
+  [[nodiscard]] Status commit(std::uint32_t first, std::uint32_t count, std::uint64_t limit_bytes);
+
+  /// Takes a committed unit's memory away. Granules that a neighbour still uses stay. A mapping
+  /// that the driver refuses to undo stays held, and is used again by the next commit there.
+  void release(std::uint32_t first, std::uint32_t count);
+
+  /// Destroys kept handles that nobody wanted again since `older_than`. Returns what is kept.
+  std::size_t trim(HandleCache::Clock::time_point older_than);
+
+  [[nodiscard]] void* region(std::size_t index) const { return bases_[index]; }
+  [[nodiscard]] const Geometry& geometry() const noexcept { return geometry_; }
+  [[nodiscard]] Driver& driver() noexcept { return driver_; }
+
+  /// Bytes of physical memory taken from the driver: mapped, or kept for reuse.
+  [[nodiscard]] std::uint64_t held_bytes() const noexcept {
+    return mapped_bytes_ + cache_.held_bytes();
+  }
+  /// Bytes of physical memory in the address space.
+  [[nodiscard]] std::uint64_t mapped_bytes() const noexcept { return mapped_bytes_; }
+
+  /// A text for the last refusal.
+  [[nodiscard]] const std::string& last_error() const noexcept { return last_error_; }
+
+ private:
+  static constexpr std::uint32_t kNone = 0xffffffffU;
+
+  struct Granule {
+    std::uint32_t mapping = kNone;
+    std::uint32_t users = 0;
+  };
+  // A handle in the address space. `users` sums its granules' users.
+  struct Mapping {
+    Handle handle;
+    std::uint32_t region = 0;
+    std::uint64_t first = 0;
+    std::uint64_t count = 0;
+    std::uint64_t users = 0;
+  };
+
+  [[nodiscard]] void* address(std::uint32_t region, std::uint64_t granule) const noexcept;
+  [[nodiscard]] std::vector<GranuleRun> unmapped(const std::vector<GranuleRun>& runs) const;
+  [[nodiscard]] Status map_fresh(const GranuleRun& run, std::uint32_t* mapping);
+  bool unmap(std::uint32_t mapping);
+  [[nodiscard]] Status scrub_unused(const std::vector<ByteRange>& bytes,
+                                    const std::vector<std::uint32_t>& fresh);
+  Status fail(Status status, const char* what);
+
+  Driver& driver_;
+  Geometry geometry_;
+  std::size_t granule_;
+  std::vector<void*> bases_;
+  std::vector<std::uint64_t> reserved_;
+  std::vector<std::vector<Granule>> granules_;
+  std::vector<Mapping> mappings_;
+  std::vector<std::uint32_t> free_mappings_;
+  HandleCache cache_;
+  std::uint64_t mapped_bytes_ = 0;
+  std::string last_error_;
+};
+
+}  // namespace kvcached

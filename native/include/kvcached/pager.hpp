@@ -1,0 +1,102 @@
+#pragma once
+
+#include <atomic>
+#include <deque>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "kvcached/backing.hpp"
+#include "kvcached/driver.hpp"
+#include "kvcached/geometry.hpp"
+#include "kvcached/page_table.hpp"
+#include "kvcached/status.hpp"
+
+namespace kvcached {
+
+/// What a pager needs to know beside its geometry. Sizes in bytes.
+struct PagerOptions {
+  std::string path;
+  std::string engine;
+  std::string layout;
+  std::uint32_t rank = 0;
+  /// Most physical memory to hold; 0: whatever the driver gives.
+  std::uint64_t limit_bytes = 0;
+  /// Extents from 0 on that are committed at start and never released.
+  std::uint32_t pinned_extents = 1;
+  /// The largest part of a unit that is worth one handle.
+  std::uint64_t max_handle_bytes = std::uint64_t{64} << 20;
+};
+
+/// The native thread that makes one rank's row of the page table true.
+///
+/// It is the only caller of the driver once start() has returned, chooses nothing, and answers
+/// every request: COMMITTED or DENIED for WANTED, ABSENT for RELEASING once the fence has passed.
+class Pager {
+ public:
+  Pager(std::unique_ptr<Driver> driver, Geometry geometry, PagerOptions options);
+  Pager(const Pager&) = delete;
+  Pager& operator=(const Pager&) = delete;
+  ~Pager();
+
+  /// Reserves the regions, commits the pinned extents, publishes the row and starts the thread;
+  /// all or nothing. `error` says in one line what was refused.
+  [[nodiscard]] Status start(std::string* error);
+
+  /// Stops the thread and removes the row. The regions and what is mapped in them stay until
+  /// the pager is destroyed, because tensors may still point there.
+  void stop();
+
+  /// How many launches are remembered; an event may be recorded again after that many steps.
+  static constexpr std::size_t kMaxLaunches = 64;
+
+  /// Tells that step `step` has been launched on this rank, and that `event` passes when the
+  /// device is done with it. Called by the worker's thread once a step.
+  void launched(std::uint64_t step, Event event);
+
+  /// The last step whose event was seen to have passed.
+  [[nodiscard]] std::uint64_t passed_step() const noexcept {
+    return row_ == nullptr ? 0 : row_->header().passed_step.load(std::memory_order_acquire);
+  }
+
+  [[nodiscard]] Backing& backing() noexcept { return backing_; }
+  [[nodiscard]] Row* row() noexcept { return row_.get(); }
+  /// The last refusal of the driver, in one line; empty where there was none.
+  [[nodiscard]] std::string last_error();
+
+ private:
+  struct Launch {
+    std::uint64_t step = 0;
+    Event event;
+  };
+  struct Release {
+    Row::Request unit;
+    std::uint64_t fence = 0;
+  };
+
+  void run();
+  bool serve_requests();
+  void commit(Row::Request unit);
+  /// Releases what is past its fence. Returns whether anything still waits.
+  bool serve_releases();
+  void retire_events();
+  void set_states(Row::Request unit, ExtentState state);
+  void publish();
+
+  std::unique_ptr<Driver> driver_;
+  PagerOptions options_;
+  Backing backing_;
+  std::unique_ptr<Row> row_;
+  std::thread thread_;
+  std::atomic<bool> stopping_{false};
+
+  std::vector<Release> releases_;
+  std::mutex launches_mutex_;  // held for a push or a pop, by the worker's and the pager's thread
+  std::deque<Launch> launches_;
+  std::mutex error_mutex_;
+  std::string last_error_;
+};
+
+}  // namespace kvcached

@@ -1,0 +1,126 @@
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "kvcached/bitmap.hpp"
+#include "kvcached/block_list.hpp"
+#include "kvcached/extent_table.hpp"
+#include "kvcached/page_table.hpp"
+#include "kvcached/slack.hpp"
+
+namespace kvcached {
+
+/// The scheduler's side: which block to hand out, which extents to want or release.
+///
+/// A block is *absent* (no memory), *free*, *cached* (free, but holding a prefix worth keeping)
+/// or *used*. Free blocks go out lowest address first, so that the top of the address space
+/// empties; cached ones go out only when no free one is left, least recently used first. Only
+/// blocks of extents that are COMMITTED on every rank are ever free.
+///
+/// One thread at a time. Only ensure() and wait() sleep.
+class Pool {
+ public:
+  static constexpr std::uint32_t kNone = 0xffffffffU;
+  using Clock = std::chrono::steady_clock;
+
+  /// `rows`: one a rank, all of one geometry.
+  Pool(std::vector<std::unique_ptr<Row>> rows, SlackBounds slack);
+  Pool(const Pool&) = delete;
+  Pool& operator=(const Pool&) = delete;
+
+  // Blocks. All are constant time a block.
+
+  /// Takes a block out; the caller has checked that num_free() is not 0.
+  [[nodiscard]] std::uint32_t take() noexcept;
+  /// Takes a named free or cached block out. False where it is neither.
+  [[nodiscard]] bool remove(std::uint32_t block) noexcept;
+  /// Returns a used block, to be reused first. False where it was not used.
+  [[nodiscard]] bool give(std::uint32_t block) noexcept;
+  /// Returns a used block that holds a prefix, to be reused last. False where it was not used.
+  [[nodiscard]] bool give_cached(std::uint32_t block) noexcept;
+  /// Tells that a cached block's prefix is gone. False where it was not cached.
+  [[nodiscard]] bool forget(std::uint32_t block) noexcept;
+  /// The cached blocks to evict so that at most `keep` remain: least recently used first, and
+  /// with each the other cached blocks of its extent where that empties the extent.
+  [[nodiscard]] std::vector<std::uint32_t> coldest(std::uint32_t keep) const;
+
+  /// Blocks that take() can give: free and cached.
+  [[nodiscard]] std::uint32_t num_free() const noexcept { return free_.count() + cached_.size(); }
+  [[nodiscard]] std::uint32_t num_unhashed() const noexcept { return free_.count(); }
+  [[nodiscard]] std::uint32_t num_cached() const noexcept { return cached_.size(); }
+  [[nodiscard]] std::uint32_t num_used() const noexcept {
+    return extents_.usable_blocks() - num_free();
+  }
+  /// Blocks of all committed extents: used, free and cached.
+  [[nodiscard]] std::uint32_t num_usable() const noexcept { return extents_.usable_blocks(); }
+  /// Free and cached blocks in the order in which take() would give them.
+  [[nodiscard]] std::vector<std::uint32_t> in_order() const;
+
+  // Memory.
+
+  /// Blocks that memory not yet taken could still back, as far as is known: 0 after a denial,
+  /// until something may have changed.
+  [[nodiscard]] std::uint32_t num_growable() const noexcept;
+
+  /// Tries to have `blocks` free blocks that cost no cached prefix: takes answers in, wants
+  /// what is missing and sleeps for it until `deadline`. Returns whether they are there; fewer
+  /// is an ordinary allocation miss.
+  bool ensure(std::uint32_t blocks, Clock::time_point deadline);
+
+  /// Sleeps until an extent's state changes on any rank that owes an answer, or `deadline`.
+  void wait(Clock::time_point deadline);
+
+  /// Starts a scheduling step: blocks freed from now on are fenced by `step`.
+  void begin_step(std::uint64_t step);
+  /// Tells the pagers that every step up to `step` has been processed.
+  void processed(std::uint64_t step) noexcept;
+  /// Takes answers in, keeps the slack ahead of its target and releases what is beyond it. An
+  /// idle engine keeps the smallest slack.
+  void balance(bool idle);
+
+  /// Most physical bytes a rank may hold (0: no bound but the driver's). Acts at the next commit.
+  void set_limit(std::uint64_t bytes) noexcept;
+
+  /// Whether the last request for memory was refused and nothing has changed since.
+  [[nodiscard]] bool denied() const noexcept { return denied_; }
+  /// Whether anything was refused within the last ten seconds: what is growable is then a guess.
+  [[nodiscard]] bool denied_recently() const noexcept;
+  /// Whether requests to the pagers are unanswered.
+  [[nodiscard]] bool in_flight() const noexcept { return extents_.pending() != 0; }
+  [[nodiscard]] const ExtentTable& extents() const noexcept { return extents_; }
+  [[nodiscard]] std::uint32_t slack_target() const noexcept { return slack_.target(); }
+  [[nodiscard]] Row& row(std::size_t rank) const noexcept { return extents_.row(rank); }
+  /// The path of a rank's row whose process is gone; empty while all live.
+  [[nodiscard]] std::string dead_row() const;
+
+ private:
+  enum class BlockState : std::uint8_t { absent, free, cached, used };
+
+  void poll();
+  void adopt(Row::Request unit);
+  void withdraw(Row::Request unit);
+  void grow(std::uint32_t extents);
+  void note_denial();
+  void publish() noexcept;
+
+  ExtentTable extents_;
+  std::vector<BlockState> states_;
+  Bitmap free_;
+  BlockList cached_;
+  std::vector<std::uint32_t> cached_in_extent_;
+  std::vector<std::uint32_t> used_in_extent_;
+  SlackPolicy slack_;
+
+  std::uint64_t step_ = 0;
+  std::uint64_t limit_bytes_ = 0;
+  bool denied_ = false;
+  std::uint32_t denied_epoch_ = 0;
+  Clock::time_point last_denial_{};
+  std::uint32_t busy_at_balance_ = 0;
+};
+
+}  // namespace kvcached

@@ -1,0 +1,231 @@
+#include "kvcached/pager.hpp"
+
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+#include <utility>
+
+#include "kvcached/futex.hpp"
+
+namespace kvcached {
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+using std::chrono::microseconds;
+using std::chrono::milliseconds;
+using std::chrono::nanoseconds;
+
+// How often to look at events and step numbers while a release waits for them. They change
+// without a wake-up, because a wake-up would be a system call in every step.
+constexpr microseconds kFencePoll{500};
+// How long a released handle may wait for another use. Longer than a few decode steps; short
+// enough that an idle engine's memory is back well within a second.
+constexpr milliseconds kKeepHandles{200};
+constexpr milliseconds kIdle{1000};
+
+RowFacts describe(const Backing& backing, const Driver& driver, const PagerOptions& options) {
+  RowFacts facts;
+  const Geometry& geometry = backing.geometry();
+  const std::size_t granule = driver.granularity();
+  facts.rank = options.rank;
+  facts.num_blocks = geometry.num_blocks;
+  facts.blocks_per_extent = geometry.blocks_per_extent;
+  facts.num_extents = geometry.num_extents();
+  facts.pinned_extents = std::min(options.pinned_extents, facts.num_extents);
+  facts.granule_bytes = granule;
+  facts.extent_bytes = geometry.extent_bytes(granule);
+  std::uint64_t part = granule;
+  for (const GranuleRun& run : geometry.granules_of(0, 1, granule)) {
+    part = std::max<std::uint64_t>(part, run.count * granule);
+  }
+  facts.max_unit_extents =
+      static_cast<std::uint32_t>(std::max<std::uint64_t>(1, options.max_handle_bytes / part));
+  for (const ByteRange& range : geometry.bytes_of(0, 1)) {
+    facts.block_bytes += range.end - range.begin;
+  }
+  facts.block_bytes /= std::min(geometry.blocks_per_extent, geometry.num_blocks);
+  for (const std::uint64_t bytes : geometry.region_bytes) facts.virtual_bytes += bytes;
+  std::strncpy(facts.driver, driver.name(), sizeof facts.driver - 1);
+  std::strncpy(facts.layout, options.layout.c_str(), sizeof facts.layout - 1);
+  std::strncpy(facts.engine, options.engine.c_str(), sizeof facts.engine - 1);
+  return facts;
+}
+
+}  // namespace
+
+Pager::Pager(std::unique_ptr<Driver> driver, Geometry geometry, PagerOptions options)
+    : driver_(std::move(driver)),
+      options_(std::move(options)),
+      backing_(*driver_, std::move(geometry)) {}
+
+Pager::~Pager() { stop(); }
+
+Status Pager::start(std::string* error) {
+  if (const Status status = backing_.reserve(); status != Status::ok) {
+    *error = "cannot reserve address space: " + backing_.last_error();
+    return status;
+  }
+  const RowFacts facts = describe(backing_, *driver_, options_);
+  if (const Status status = Row::create(options_.path, facts, &row_, error);
+      status != Status::ok) {
+    return status;
+  }
+  row_->header().limit_bytes = options_.limit_bytes;
+  for (std::uint32_t extent = 0; extent < facts.pinned_extents; ++extent) {
+    const Status status = backing_.commit(extent, 1, options_.limit_bytes);
+    if (status != Status::ok) {
+      *error = "not enough memory for the " + std::to_string(facts.pinned_extents) +
+               " extents that are always committed (" + std::to_string(facts.extent_bytes) +
+               " bytes each): " + backing_.last_error();
+      row_.reset();
+      return status;
+    }
+    row_->state(extent) = ExtentState::committed;
+  }
+  publish();
+  thread_ = std::thread([this] { run(); });
+  return Status::ok;
+}
+
+void Pager::stop() {
+  stopping_ = true;
+  if (row_ != nullptr) row_->ring_doorbell();
+  if (thread_.joinable()) thread_.join();
+  row_.reset();
+}
+
+void Pager::launched(std::uint64_t step, Event event) {
+  const std::lock_guard lock(launches_mutex_);
+  if (event.value == 0 && launches_.empty()) {
+    // Nothing to wait for: the device is the processor, and it is done.
+    if (row_ != nullptr) row_->header().passed_step.store(step, std::memory_order_release);
+    return;
+  }
+  launches_.push_back({step, event});
+  // Nobody asks for events while no release waits. A later event stands for all before it.
+  if (launches_.size() > kMaxLaunches) launches_.pop_front();
+}
+
+std::string Pager::last_error() {
+  const std::lock_guard lock(error_mutex_);
+  return last_error_;
+}
+
+void Pager::run() {
+  RowHeader& header = row_->header();
+  while (!stopping_.load(std::memory_order_relaxed)) {
+    const std::uint32_t seen = header.doorbell.load(std::memory_order_seq_cst);
+    serve_requests();
+    const bool waiting = serve_releases();
+    const bool kept = backing_.trim(Clock::now() - kKeepHandles) != 0;
+    publish();
+    // Asleep only by the pool's knowledge: it looks at the flag after it has rung.
+    header.pager_sleeps.store(1, std::memory_order_seq_cst);
+    if (header.doorbell.load(std::memory_order_seq_cst) == seen) {
+      nanoseconds pause = kIdle;
+      if (kept) pause = kKeepHandles / 2;
+      if (waiting) pause = kFencePoll;
+      futex_wait(header.doorbell, seen, pause);
+    }
+    header.pager_sleeps.store(0, std::memory_order_seq_cst);
+  }
+}
+
+bool Pager::serve_requests() {
+  Row::Request unit;
+  bool any = false;
+  while (row_->pop(&unit)) {
+    any = true;
+    if (row_->state(unit.first).load(std::memory_order_acquire) == ExtentState::wanted) {
+      commit(unit);
+    } else {
+      releases_.push_back({unit, row_->fence(unit.first).load(std::memory_order_acquire)});
+    }
+  }
+  return any;
+}
+
+void Pager::commit(Row::Request unit) {
+  RowHeader& header = row_->header();
+  const auto begin = Clock::now();
+  const auto limit = [&header] { return header.limit_bytes.load(std::memory_order_acquire); };
+  Status status = backing_.commit(unit.first, unit.count, limit());
+  if (status != Status::ok && !releases_.empty()) {
+    // What is on its way out may be what is missing here.
+    serve_releases();
+    backing_.trim(Clock::time_point::max());
+    status = backing_.commit(unit.first, unit.count, limit());
+  }
+  const auto spent = std::chrono::duration_cast<nanoseconds>(Clock::now() - begin);
+  if (status == Status::ok) {
+    header.commits.fetch_add(unit.count, std::memory_order_relaxed);
+    header.commit_ns.fetch_add(static_cast<std::uint64_t>(spent.count()),
+                               std::memory_order_relaxed);
+  } else {
+    header.denials.fetch_add(unit.count, std::memory_order_relaxed);
+    const std::lock_guard lock(error_mutex_);
+    last_error_ = backing_.last_error();
+  }
+  publish();
+  set_states(unit, status == Status::ok ? ExtentState::committed : ExtentState::denied);
+  row_->answer();
+}
+
+bool Pager::serve_releases() {
+  if (releases_.empty()) return false;
+  retire_events();
+  RowHeader& header = row_->header();
+  const std::uint64_t over =
+      std::min(header.processed_step.load(std::memory_order_acquire), passed_step());
+  bool any = false;
+  std::erase_if(releases_, [&](const Release& release) {
+    if (release.fence > over) return false;
+    const auto begin = Clock::now();
+    backing_.release(release.unit.first, release.unit.count);
+    const auto spent = std::chrono::duration_cast<nanoseconds>(Clock::now() - begin);
+    header.releases.fetch_add(release.unit.count, std::memory_order_relaxed);
+    header.release_ns.fetch_add(static_cast<std::uint64_t>(spent.count()),
+                                std::memory_order_relaxed);
+    set_states(release.unit, ExtentState::absent);
+    any = true;
+    return true;
+  });
+  if (any) {
+    publish();
+    header.capacity_epoch.fetch_add(1, std::memory_order_release);
+    row_->answer();
+  }
+  return !releases_.empty();
+}
+
+void Pager::retire_events() {
+  for (;;) {
+    Launch oldest;
+    {
+      const std::lock_guard lock(launches_mutex_);
+      if (launches_.empty()) return;
+      oldest = launches_.front();
+    }
+    bool passed = false;
+    if (driver_->event_passed(oldest.event, &passed) != Status::ok || !passed) return;
+    const std::lock_guard lock(launches_mutex_);
+    // The worker's thread may have dropped it meanwhile.
+    while (!launches_.empty() && launches_.front().step <= oldest.step) launches_.pop_front();
+    row_->header().passed_step.store(oldest.step, std::memory_order_release);
+  }
+}
+
+void Pager::set_states(Row::Request unit, ExtentState state) {
+  for (std::uint32_t extent = unit.first; extent < unit.first + unit.count; ++extent) {
+    row_->state(extent).store(state, std::memory_order_release);
+  }
+}
+
+void Pager::publish() {
+  RowHeader& header = row_->header();
+  header.held_bytes.store(backing_.held_bytes(), std::memory_order_relaxed);
+  header.mapped_bytes.store(backing_.mapped_bytes(), std::memory_order_relaxed);
+}
+
+}  // namespace kvcached

@@ -1,0 +1,281 @@
+#include "kvcached/pool.hpp"
+
+#include <algorithm>
+#include <utility>
+
+#include "kvcached/futex.hpp"
+
+namespace kvcached {
+
+namespace {
+
+using std::chrono::milliseconds;
+using std::chrono::seconds;
+
+// A refused driver is asked again after this, because other processes free memory without
+// telling us.
+constexpr milliseconds kRetryDenied{100};
+constexpr seconds kRecently{10};
+
+}  // namespace
+
+Pool::Pool(std::vector<std::unique_ptr<Row>> rows, SlackBounds slack)
+    : extents_(std::move(rows)),
+      states_(extents_.num_blocks(), BlockState::absent),
+      free_(extents_.num_blocks()),
+      cached_(extents_.num_blocks()),
+      cached_in_extent_(extents_.num_extents(), 0),
+      used_in_extent_(extents_.num_extents(), 0),
+      slack_(slack) {
+  limit_bytes_ = extents_.row(0).header().limit_bytes.load();
+  for (std::uint32_t extent = 0; extent < extents_.pinned(); ++extent) adopt({extent, 1});
+}
+
+std::uint32_t Pool::take() noexcept {
+  std::uint32_t block = free_.first();
+  const bool cached = block == Bitmap::kNone;
+  if (cached) block = cached_.front();
+  if (block == BlockList::kNone) return kNone;
+  (void)remove(block);
+  return block;
+}
+
+bool Pool::remove(std::uint32_t block) noexcept {
+  if (block >= states_.size()) return false;
+  const std::uint32_t extent = extents_.extent_of(block);
+  if (states_[block] == BlockState::free) {
+    free_.clear(block);
+    if (used_in_extent_[extent] + cached_in_extent_[extent] == 0) extents_.mark_busy(extent);
+  } else if (states_[block] == BlockState::cached) {
+    cached_.remove(block);
+    --cached_in_extent_[extent];
+  } else {
+    return false;
+  }
+  states_[block] = BlockState::used;
+  ++used_in_extent_[extent];
+  return true;
+}
+
+bool Pool::give(std::uint32_t block) noexcept {
+  if (block >= states_.size() || states_[block] != BlockState::used) return false;
+  const std::uint32_t extent = extents_.extent_of(block);
+  states_[block] = BlockState::free;
+  free_.set(block);
+  --used_in_extent_[extent];
+  if (used_in_extent_[extent] + cached_in_extent_[extent] == 0) {
+    extents_.mark_empty(extent, step_);
+  }
+  return true;
+}
+
+bool Pool::give_cached(std::uint32_t block) noexcept {
+  if (block >= states_.size() || states_[block] != BlockState::used) return false;
+  const std::uint32_t extent = extents_.extent_of(block);
+  states_[block] = BlockState::cached;
+  cached_.push_back(block);
+  --used_in_extent_[extent];
+  ++cached_in_extent_[extent];
+  return true;
+}
+
+bool Pool::forget(std::uint32_t block) noexcept {
+  if (block >= states_.size() || states_[block] != BlockState::cached) return false;
+  (void)remove(block);
+  return give(block);
+}
+
+std::vector<std::uint32_t> Pool::coldest(std::uint32_t keep) const {
+  std::vector<std::uint32_t> chosen;
+  if (cached_.size() <= keep) return chosen;
+  const std::uint32_t excess = cached_.size() - keep;
+  std::vector<bool> whole(extents_.num_extents(), false);
+  for (std::uint32_t block = cached_.front(); block != BlockList::kNone && chosen.size() < excess;
+       block = cached_.after(block)) {
+    const std::uint32_t extent = extents_.extent_of(block);
+    if (whole[extent]) continue;
+    if (used_in_extent_[extent] != 0 || extent < extents_.pinned()) {
+      chosen.push_back(block);
+      continue;
+    }
+    whole[extent] = true;
+    for (std::uint32_t mate = extents_.first_block(extent); mate < extents_.end_block(extent);
+         ++mate) {
+      if (states_[mate] == BlockState::cached) chosen.push_back(mate);
+    }
+  }
+  return chosen;
+}
+
+std::vector<std::uint32_t> Pool::in_order() const {
+  std::vector<std::uint32_t> blocks;
+  blocks.reserve(num_free());
+  for (std::uint32_t block = free_.first(); block != Bitmap::kNone; block = free_.next(block)) {
+    blocks.push_back(block);
+  }
+  for (std::uint32_t block = cached_.front(); block != BlockList::kNone;
+       block = cached_.after(block)) {
+    blocks.push_back(block);
+  }
+  return blocks;
+}
+
+std::uint32_t Pool::num_growable() const noexcept {
+  if (denied_) return extents_.wanted() * extents_.blocks_per_extent();
+  std::uint64_t extents = extents_.absent();
+  if (limit_bytes_ != 0) {
+    const std::uint64_t bytes = extents_.row(0).facts().extent_bytes;
+    // What is on its way out counts until it is gone.
+    const std::uint64_t held =
+        std::uint64_t{extents_.usable()} + extents_.wanted() + extents_.releasing();
+    const std::uint64_t allowed = limit_bytes_ / bytes;
+    extents = std::min(extents, allowed > held ? allowed - held : 0);
+  }
+  return static_cast<std::uint32_t>((extents + extents_.wanted()) * extents_.blocks_per_extent());
+}
+
+bool Pool::ensure(std::uint32_t blocks, Clock::time_point deadline) {
+  if (free_.count() >= blocks) return true;
+  poll();
+  while (free_.count() < blocks) {
+    const std::uint32_t per_extent = extents_.blocks_per_extent();
+    const std::uint32_t coming = extents_.wanted() * per_extent;
+    const std::uint32_t missing = blocks - free_.count();
+    if (missing > coming && !denied_) {
+      grow((missing - coming + per_extent - 1) / per_extent);
+    }
+    if (extents_.wanted() == 0 || Clock::now() >= deadline) break;
+    wait(deadline);
+    poll();
+  }
+  return free_.count() >= blocks;
+}
+
+void Pool::wait(Clock::time_point deadline) {
+  Row* const row = extents_.owing();
+  if (row == nullptr) return;
+  RowHeader& header = row->header();
+  header.answer_awaited.store(1, std::memory_order_seq_cst);
+  const std::uint32_t seen = header.answers.load(std::memory_order_seq_cst);
+  const auto left = deadline - Clock::now();
+  // The answer may have come between the caller's look and ours.
+  if (extents_.owing() == row && left > Clock::duration::zero()) {
+    futex_wait(header.answers, seen, left);
+  }
+  header.answer_awaited.store(0, std::memory_order_seq_cst);
+}
+
+void Pool::begin_step(std::uint64_t step) {
+  step_ = step;
+  if (denied_ && (extents_.capacity_epoch() != denied_epoch_ ||
+                  Clock::now() - last_denial_ > kRetryDenied)) {
+    denied_ = false;
+  }
+}
+
+void Pool::processed(std::uint64_t step) noexcept {
+  for (std::size_t rank = 0; rank < extents_.ranks(); ++rank) {
+    extents_.row(rank).header().processed_step.store(step, std::memory_order_release);
+  }
+}
+
+void Pool::balance(bool idle) {
+  poll();
+  const std::uint32_t busy = extents_.usable() - extents_.empty();
+  slack_.note_growth(busy > busy_at_balance_ ? busy - busy_at_balance_ : 0);
+  busy_at_balance_ = busy;
+  if (idle) slack_.reset();
+  const std::uint32_t target = slack_.target();
+  const std::uint32_t ahead = extents_.empty() + extents_.wanted();
+  if (ahead < target && !denied_) {
+    grow(target - ahead);
+  } else if (extents_.empty() > target) {
+    const std::uint32_t excess = extents_.empty() - target;
+    // A busy engine's need goes up and down from step to step; a quarter of the excess a step
+    // follows a fall quickly and a ripple hardly.
+    std::uint32_t quota = idle ? excess : (excess + 3) / 4;
+    while (quota > 0) {
+      const std::uint32_t first = extents_.highest_empty();
+      if (first == ExtentTable::kNone) break;
+      const Row::Request unit = extents_.unit_of(first);
+      withdraw(unit);
+      extents_.release(first);
+      quota -= std::min(quota, unit.count);
+    }
+  }
+  publish();
+}
+
+void Pool::set_limit(std::uint64_t bytes) noexcept {
+  limit_bytes_ = bytes;
+  for (std::size_t rank = 0; rank < extents_.ranks(); ++rank) {
+    Row& row = extents_.row(rank);
+    row.header().limit_bytes.store(bytes, std::memory_order_release);
+    row.ring_doorbell();
+  }
+  denied_ = false;
+}
+
+bool Pool::denied_recently() const noexcept {
+  return last_denial_ != Clock::time_point{} && Clock::now() - last_denial_ < kRecently;
+}
+
+std::string Pool::dead_row() const {
+  for (std::size_t rank = 0; rank < extents_.ranks(); ++rank) {
+    if (!extents_.row(rank).owner_alive()) return extents_.row(rank).path();
+  }
+  return {};
+}
+
+void Pool::poll() {
+  if (extents_.pending() == 0) return;
+  ExtentTable::Changes changes;
+  extents_.poll(&changes);
+  for (const Row::Request unit : changes.usable) adopt(unit);
+  if (changes.denied) note_denial();
+}
+
+void Pool::adopt(Row::Request unit) {
+  const std::uint32_t end = extents_.end_block(unit.first + unit.count - 1);
+  for (std::uint32_t block = extents_.first_block(unit.first); block < end; ++block) {
+    states_[block] = BlockState::free;
+    free_.set(block);
+  }
+}
+
+void Pool::withdraw(Row::Request unit) {
+  const std::uint32_t end = extents_.end_block(unit.first + unit.count - 1);
+  for (std::uint32_t block = extents_.first_block(unit.first); block < end; ++block) {
+    states_[block] = BlockState::absent;
+    free_.clear(block);
+  }
+}
+
+void Pool::grow(std::uint32_t extents) {
+  const std::uint32_t coming = extents_.wanted() * extents_.blocks_per_extent();
+  const std::uint32_t growable = num_growable();
+  const std::uint32_t allowed =
+      growable > coming ? (growable - coming) / extents_.blocks_per_extent() : 0;
+  std::uint32_t left = std::min(extents, allowed);
+  while (left > 0) {
+    const std::uint32_t taken = extents_.want(left);
+    if (taken == 0) break;
+    left -= taken;
+  }
+}
+
+void Pool::note_denial() {
+  denied_ = true;
+  denied_epoch_ = extents_.capacity_epoch();
+  last_denial_ = Clock::now();
+}
+
+void Pool::publish() noexcept {
+  RowHeader& header = extents_.row(0).header();
+  header.used_blocks.store(num_used(), std::memory_order_relaxed);
+  header.cached_blocks.store(num_cached(), std::memory_order_relaxed);
+  header.free_blocks.store(num_unhashed(), std::memory_order_relaxed);
+  header.slack_extents.store(slack_.target(), std::memory_order_relaxed);
+}
+
+}  // namespace kvcached

@@ -1,0 +1,229 @@
+#include "kvcached/backing.hpp"
+
+#include <algorithm>
+#include <utility>
+
+namespace kvcached {
+
+namespace {
+
+// What a release leaves for the next commit. Small: it is held memory that serves nobody, and
+// one growth step rarely takes more.
+constexpr std::uint64_t kKeptBytes = std::uint64_t{64} << 20;
+
+constexpr std::uint64_t round_up(std::uint64_t bytes, std::uint64_t granule) {
+  return (bytes + granule - 1) / granule * granule;
+}
+
+}  // namespace
+
+Backing::Backing(Driver& driver, Geometry geometry)
+    : driver_(driver),
+      geometry_(std::move(geometry)),
+      granule_(driver.granularity()),
+      cache_(driver, kKeptBytes) {}
+
+Backing::~Backing() {
+  for (std::uint32_t index = 0; index < mappings_.size(); ++index) {
+    if (mappings_[index].count != 0) unmap(index);
+  }
+  cache_.trim(HandleCache::Clock::time_point::max());
+  for (std::size_t index = 0; index < bases_.size(); ++index) {
+    // Nothing can be done about a refusal here; the process's end returns the space.
+    (void)driver_.unreserve(bases_[index], reserved_[index]);
+  }
+}
+
+Status Backing::reserve() {
+  if (const Status status = geometry_.validate(); status != Status::ok) {
+    return fail(status, "geometry");
+  }
+  for (const std::uint64_t bytes : geometry_.region_bytes) {
+    const std::uint64_t rounded = round_up(bytes, granule_);
+    void* base = nullptr;
+    if (const Status status = driver_.reserve(rounded, &base); status != Status::ok) {
+      fail(status, "reserve");
+      for (std::size_t index = 0; index < bases_.size(); ++index) {
+        (void)driver_.unreserve(bases_[index], reserved_[index]);
+      }
+      bases_.clear();
+      reserved_.clear();
+      granules_.clear();
+      return status;
+    }
+    bases_.push_back(base);
+    reserved_.push_back(rounded);
+    granules_.emplace_back(rounded / granule_);
+  }
+  return Status::ok;
+}
+
+Status Backing::commit(std::uint32_t first, std::uint32_t count, std::uint64_t limit_bytes) {
+  const std::vector<GranuleRun> runs = geometry_.granules_of(first, count, granule_);
+  const std::vector<GranuleRun> wanted = unmapped(runs);
+  std::uint64_t wanted_bytes = 0;
+  for (const GranuleRun& run : wanted) wanted_bytes += run.count * granule_;
+  if (limit_bytes != 0 && held_bytes() + wanted_bytes > limit_bytes) {
+    cache_.trim(HandleCache::Clock::time_point::max());
+    if (held_bytes() + wanted_bytes > limit_bytes) {
+      last_error_ = "limit of " + std::to_string(limit_bytes) + " bytes reached";
+      return Status::out_of_memory;
+    }
+  }
+
+  std::vector<std::uint32_t> fresh;
+  fresh.reserve(wanted.size());
+  Status status = Status::ok;
+  for (const GranuleRun& run : wanted) {
+    std::uint32_t mapping = kNone;
+    status = map_fresh(run, &mapping);
+    if (status != Status::ok) break;
+    fresh.push_back(mapping);
+  }
+  // Where a neighbour shares a granule with us, our part of it holds what we left there.
+  if (status == Status::ok && wanted.size() != runs.size()) {
+    status = scrub_unused(geometry_.bytes_of(first, count), fresh);
+  }
+  if (status != Status::ok) {
+    for (auto mapping = fresh.rbegin(); mapping != fresh.rend(); ++mapping) unmap(*mapping);
+    cache_.trim(HandleCache::Clock::time_point::max());
+    return status;
+  }
+  for (const GranuleRun& run : runs) {
+    for (std::uint64_t index = run.first; index < run.first + run.count; ++index) {
+      Granule& granule = granules_[run.region][index];
+      ++granule.users;
+      ++mappings_[granule.mapping].users;
+    }
+  }
+  return Status::ok;
+}
+
+void Backing::release(std::uint32_t first, std::uint32_t count) {
+  for (const GranuleRun& run : geometry_.granules_of(first, count, granule_)) {
+    for (std::uint64_t index = run.first; index < run.first + run.count; ++index) {
+      Granule& granule = granules_[run.region][index];
+      --granule.users;
+      const std::uint32_t mapping = granule.mapping;
+      if (--mappings_[mapping].users == 0) unmap(mapping);
+    }
+  }
+}
+
+std::size_t Backing::trim(HandleCache::Clock::time_point older_than) {
+  cache_.trim(older_than);
+  return cache_.size();
+}
+
+void* Backing::address(std::uint32_t region, std::uint64_t granule) const noexcept {
+  return static_cast<char*>(bases_[region]) + granule * granule_;
+}
+
+std::vector<GranuleRun> Backing::unmapped(const std::vector<GranuleRun>& runs) const {
+  std::vector<GranuleRun> wanted;
+  wanted.reserve(runs.size());
+  for (const GranuleRun& run : runs) {
+    bool open = false;
+    for (std::uint64_t index = run.first; index < run.first + run.count; ++index) {
+      if (granules_[run.region][index].mapping != kNone) {
+        open = false;
+      } else if (open) {
+        ++wanted.back().count;
+      } else {
+        wanted.push_back({run.region, index, 1, run.exclusive});
+        open = true;
+      }
+    }
+  }
+  return wanted;
+}
+
+Status Backing::map_fresh(const GranuleRun& run, std::uint32_t* mapping) {
+  const std::uint64_t bytes = run.count * granule_;
+  Handle handle;
+  const bool reused = cache_.take(bytes, &handle);
+  if (!reused) {
+    Status status = driver_.create(bytes, &handle);
+    if (status == Status::out_of_memory && cache_.size() != 0) {
+      cache_.trim(HandleCache::Clock::time_point::max());
+      status = driver_.create(bytes, &handle);
+    }
+    if (status != Status::ok) return fail(status, "create");
+  }
+  void* const where = address(run.region, run.first);
+  if (const Status status = driver_.map(where, bytes, handle); status != Status::ok) {
+    fail(status, "map");
+    cache_.discard(handle, bytes);
+    return status;
+  }
+  std::uint32_t index = 0;
+  if (free_mappings_.empty()) {
+    index = static_cast<std::uint32_t>(mappings_.size());
+    mappings_.emplace_back();
+  } else {
+    index = free_mappings_.back();
+    free_mappings_.pop_back();
+  }
+  mappings_[index] = {handle, run.region, run.first, run.count, 0};
+  for (std::uint64_t granule = run.first; granule < run.first + run.count; ++granule) {
+    granules_[run.region][granule].mapping = index;
+  }
+  mapped_bytes_ += bytes;
+  Status status = driver_.set_access(where, bytes);
+  const char* step = "set_access";
+  if (status == Status::ok && (reused || !driver_.fresh_memory_is_zero())) {
+    status = driver_.scrub(where, bytes);
+    step = "scrub";
+  }
+  if (status != Status::ok) {
+    fail(status, step);
+    unmap(index);
+    return status;
+  }
+  *mapping = index;
+  return Status::ok;
+}
+
+bool Backing::unmap(std::uint32_t mapping) {
+  const Mapping gone = mappings_[mapping];
+  const std::uint64_t bytes = gone.count * granule_;
+  if (driver_.unmap(address(gone.region, gone.first), bytes) != Status::ok) {
+    last_error_ = "unmap: " + driver_.last_error();
+    return false;
+  }
+  for (std::uint64_t granule = gone.first; granule < gone.first + gone.count; ++granule) {
+    granules_[gone.region][granule].mapping = kNone;
+  }
+  mappings_[mapping] = {};
+  free_mappings_.push_back(mapping);
+  mapped_bytes_ -= bytes;
+  cache_.put(gone.handle, bytes);
+  return true;
+}
+
+Status Backing::scrub_unused(const std::vector<ByteRange>& bytes,
+                             const std::vector<std::uint32_t>& fresh) {
+  for (const ByteRange& range : bytes) {
+    std::uint64_t begin = range.begin;
+    while (begin < range.end) {
+      const std::uint64_t granule = begin / granule_;
+      const std::uint64_t end = std::min(range.end, (granule + 1) * granule_);
+      const std::uint32_t mapping = granules_[range.region][granule].mapping;
+      if (std::find(fresh.begin(), fresh.end(), mapping) == fresh.end()) {
+        void* const where = static_cast<char*>(bases_[range.region]) + begin;
+        if (const Status status = driver_.scrub(where, end - begin); status != Status::ok) {
+          return fail(status, "scrub");
+        }
+      }
+      begin = end;
+    }
+  }
+  return Status::ok;
+}
+
+Status Backing::fail(Status status, const char* what) {
+  last_error_ = std::string(what) + ": " + driver_.last_error();
+  return status;
+}
+
+}  // namespace kvcached
