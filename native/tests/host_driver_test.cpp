@@ -6,6 +6,7 @@
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include <cstring>
 #include <filesystem>
@@ -100,11 +101,11 @@ class HostDriverTest : public testing::Test {
   template <typename Prepare>
   static bool faults_after(Prepare prepare) {
     const int status = run_in_child([&] {
-      HostDriver driver(kBudget);
+      HostDriver child(kBudget);
       void* address = nullptr;
-      if (driver.probe() != Status::ok) return 2;
-      if (driver.reserve(4 * kUnit, &address) != Status::ok) return 2;
-      if (!prepare(driver, address)) return 2;
+      if (child.probe() != Status::ok) return 2;
+      if (child.reserve(4 * kUnit, &address) != Status::ok) return 2;
+      if (!prepare(child, address)) return 2;
       return static_cast<volatile char*>(address)[0] == 0 ? 0 : 1;
     });
     return killed_by(status, SIGSEGV);
@@ -251,136 +252,146 @@ TEST_F(HostDriverTest, SaysWhenAProcessMayNotGrowFiles) {
   EXPECT_TRUE(succeeded(status)) << WEXITSTATUS(status);
 }
 
-// Uses up the process's mappings, all but some.
-class MappingLimit {
- public:
-  explicit MappingLimit(std::size_t spare) {
-    // Pages of alternating protection cannot merge.
-    bytes_ = std::size_t{4096} * 200'000;
-    start_ = static_cast<char*>(
-        ::mmap(nullptr, bytes_, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
-    std::size_t page = 1;
-    while (page * 4096 < bytes_ && ::mprotect(start_ + page * 4096, 4096, PROT_READ) == 0) {
-      page += 2;
-    }
-    // The last few: each of these takes one.
-    std::size_t taken = 0;
-    for (void* one = nullptr;; ++taken) {
-      one = ::mmap(nullptr, 4096, taken % 2 == 0 ? PROT_READ : PROT_NONE,
-                   MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-      if (one == MAP_FAILED) break;
-    }
-    // Two come back for each page that is like its neighbours again.
-    for (; spare != 0 && page > 2; --spare) {
-      page -= 2;
-      ::mprotect(start_ + page * 4096, 4096, PROT_NONE);
-    }
-  }
-  ~MappingLimit() { ::munmap(start_, bytes_); }
-  MappingLimit(const MappingLimit&) = delete;
-  MappingLimit& operator=(const MappingLimit&) = delete;
-
- private:
-  char* start_ = nullptr;
-  std::size_t bytes_ = 0;
-};
-
-TEST_F(HostDriverTest, FailsWithoutATraceAtTheKernelsMappingLimit) {
-  if (kSanitized) GTEST_SKIP() << "a sanitizer needs mappings of its own";
-  if (driver.max_mappings() > 200'000) GTEST_SKIP() << "vm.max_map_count is too high to reach";
-  const int status = run_in_child([] {
-    HostDriver child(kBudget);
-    void* address = nullptr;
-    if (child.probe() != Status::ok) return 1;
-    if (child.reserve(8 * kUnit, &address) != Status::ok) return 1;
-    const auto unit = [&](std::size_t n) { return static_cast<char*>(address) + n * kUnit; };
-    // Mapped in an order that leaves no two side by side in the file: each is a mapping.
-    Handle handles[8];
-    for (Handle& handle : handles) {
-      if (child.create(kUnit, &handle) != Status::ok) return 1;
-    }
-    const std::size_t order[] = {0, 2, 4, 6, 1, 3, 5, 7};
-    for (std::size_t n = 0; n < 8; ++n) {
-      if (child.map(unit(n), kUnit, handles[order[n]]) != Status::ok) return 1;
-    }
-    int failures = 0;
-    for (std::size_t spare = 0; spare < 8; ++spare) {
-      const MappingLimit limit(spare);
-      const Status opened = child.set_access(address, 8 * kUnit);
-      if (opened == Status::out_of_memory) {
-        ++failures;
-        if (child.last_error().find("max_map_count") == std::string::npos) return 2;
-        continue;
-      }
-      if (opened != Status::ok) return 3;
-      break;
-    }
-    if (failures == 0) return 4;
-    // Nothing was left open by the failures: one success opens all, and the contents are there.
-    if (child.set_access(address, 8 * kUnit) != Status::ok) return 5;
-    std::memset(address, 9, 8 * kUnit);
-    for (std::size_t n = 0; n < 8; ++n) {
-      if (child.unmap(unit(n), kUnit) != Status::ok) return 6;
-    }
-    return read_smaps().mappings == 0 ? 0 : 7;
-  });
-  EXPECT_TRUE(succeeded(status)) << WEXITSTATUS(status);
+// Whether the process may read an address, found without touching it.
+bool readable(const void* address) {
+  int ends[2];
+  if (::pipe(ends) != 0) return false;
+  const bool read = ::write(ends[1], address, 1) == 1;
+  ::close(ends[0]);
+  ::close(ends[1]);
+  return read;
 }
 
-TEST_F(HostDriverTest, LeavesNothingOpenWhenAccessFailsHalfway) {
-  if (kSanitized) GTEST_SKIP() << "a sanitizer needs mappings of its own";
-  if (driver.max_mappings() > 200'000) GTEST_SKIP() << "vm.max_map_count is too high to reach";
-  const int status = run_in_child([] {
-    for (std::size_t spare = 0; spare < 8; ++spare) {
+// Uses up the process's mappings. Lives until the process ends.
+class MappingLimit {
+ public:
+  MappingLimit() {
+    const std::size_t bytes = kPage * 200'000;
+    start_ = static_cast<char*>(
+        ::mmap(nullptr, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+    // Pages of alternating protection cannot merge: each of these makes two mappings more.
+    while (::mprotect(start_ + (next_ + 2) * kPage, kPage, PROT_READ) == 0) next_ += 2;
+    // And each of these one, up to the one over the limit that mmap still grants.
+    for (int n = 0; n < 16; ++n) {
+      (void)::mmap(nullptr, kPage, PROT_READ, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    }
+  }
+
+  // Lets two more mappings be made.
+  void spare_two() {
+    ::mprotect(start_ + next_ * kPage, kPage, PROT_NONE);
+    next_ -= 2;
+  }
+
+ private:
+  static constexpr std::size_t kPage = 4096;
+  char* start_ = nullptr;
+  std::size_t next_ = 1;
+};
+
+class HostDriverAtTheMappingLimit : public HostDriverTest {
+ protected:
+  void SetUp() override {
+    HostDriverTest::SetUp();
+    if (kSanitized) GTEST_SKIP() << "a sanitizer needs mappings of its own";
+    if (driver.max_mappings() > 150'000) GTEST_SKIP() << "vm.max_map_count is too high to reach";
+  }
+
+  // Runs `use(child, address)` in a child with a driver of its own and a reservation.
+  template <typename Use>
+  static int in_child(Use use) {
+    return run_in_child([&] {
       HostDriver child(kBudget);
       void* address = nullptr;
       if (child.probe() != Status::ok) return 1;
-      if (child.reserve(8 * kUnit, &address) != Status::ok) return 1;
-      Handle handles[8];
+      if (child.reserve(kUnits * kUnit, &address) != Status::ok) return 1;
+      return use(child, static_cast<char*>(address));
+    });
+  }
+};
+
+TEST_F(HostDriverAtTheMappingLimit, OpensAllOrNothing) {
+  const int status = in_child([](HostDriver& child, char* start) {
+    // Ranges of 8 handles, mapped backwards: no two merge. The range's left neighbour is open and
+    // merges with its first handle, so that taking that one back would split a mapping.
+    constexpr std::size_t kRanges = kUnits / 16;
+    const auto range = [&](std::size_t n) { return start + n * 16 * kUnit; };
+    for (std::size_t n = 0; n < kRanges; ++n) {
+      Handle handles[9];
       for (Handle& handle : handles) {
-        if (child.create(kUnit, &handle) != Status::ok) return 1;
+        if (child.create(kUnit, &handle) != Status::ok) return 2;
       }
-      for (std::size_t n = 0; n < 8; ++n) {
-        char* const where = static_cast<char*>(address) + n * kUnit;
-        if (child.map(where, kUnit, handles[7 - n]) != Status::ok) return 1;
+      const std::size_t order[] = {0, 1, 8, 7, 6, 5, 4, 3, 2};
+      for (std::size_t k = 0; k < 9; ++k) {
+        if (child.map(range(n) + k * kUnit, kUnit, handles[order[k]]) != Status::ok) return 2;
       }
-      Status opened = Status::ok;
-      {
-        const MappingLimit limit(spare);
-        opened = child.set_access(address, 8 * kUnit);
-      }
-      if (opened != Status::ok && read_smaps().mappings != 0) return 2;
-      if (child.scrub(address, kUnit) != (opened == Status::ok ? opened : Status::invalid_argument))
-        return 3;
+      if (child.set_access(range(n), kUnit) != Status::ok) return 2;
     }
-    return 0;
+    MappingLimit limit;
+    int failures = 0;
+    for (std::size_t n = 0; n < kRanges; ++n, limit.spare_two(), limit.spare_two()) {
+      char* const first = range(n) + kUnit;
+      const Status opened = child.set_access(first, 8 * kUnit);
+      for (std::size_t k = 0; k < 8; ++k) {
+        if (readable(first + k * kUnit) != (opened == Status::ok)) return 3;
+      }
+      if (!readable(range(n)) || readable(first + 8 * kUnit)) return 4;
+      if (opened == Status::ok) break;
+      if (opened != Status::out_of_memory) return 5;
+      if (child.last_error().find("max_map_count") == std::string::npos) return 6;
+      ++failures;
+    }
+    if (failures == 0) return 7;
+    // What failed was not used up: with room again it succeeds, and everything can be unmapped.
+    for (int n = 0; n < 100; ++n) limit.spare_two();
+    for (std::size_t n = 0; n < kRanges; ++n) {
+      if (child.set_access(range(n), 9 * kUnit) != Status::ok) return 8;
+      std::memset(range(n), 9, 9 * kUnit);
+      for (std::size_t k = 0; k < 9; ++k) {
+        if (child.unmap(range(n) + k * kUnit, kUnit) != Status::ok) return 9;
+      }
+    }
+    return read_smaps().mappings == 0 ? 0 : 10;
   });
   EXPECT_TRUE(succeeded(status)) << WEXITSTATUS(status);
 }
 
-TEST_F(HostDriverTest, KeepsAMappingWholeThatItCannotSplit) {
-  if (kSanitized) GTEST_SKIP() << "a sanitizer needs mappings of its own";
-  if (driver.max_mappings() > 200'000) GTEST_SKIP() << "vm.max_map_count is too high to reach";
-  const int status = run_in_child([] {
-    HostDriver child(kBudget);
-    void* address = nullptr;
-    if (child.probe() != Status::ok) return 1;
-    if (child.reserve(3 * kUnit, &address) != Status::ok) return 1;
-    char* const start = static_cast<char*>(address);
+TEST_F(HostDriverAtTheMappingLimit, KeepsAMappingWholeThatItCannotSplit) {
+  const int status = in_child([](HostDriver& child, char* start) {
     for (std::size_t n = 0; n < 3; ++n) {
       Handle handle;
-      if (!map_new(child, start + n * kUnit, &handle)) return 1;
+      if (!map_new(child, start + n * kUnit, &handle)) return 2;
     }
-    if (child.set_access(address, 3 * kUnit) != Status::ok) return 1;
-    std::memset(address, 9, 3 * kUnit);
-    {
-      const MappingLimit limit(0);
-      if (child.unmap(start + kUnit, kUnit) != Status::out_of_memory) return 2;
-    }
+    if (child.set_access(start, 3 * kUnit) != Status::ok) return 2;
+    std::memset(start, 9, 3 * kUnit);
+    MappingLimit limit;
+    if (child.unmap(start + kUnit, kUnit) != Status::out_of_memory) return 3;
     for (std::size_t n = 0; n < 3 * kUnit; ++n) {
-      if (start[n] != 9) return 3;
+      if (start[n] != 9) return 4;
     }
-    return child.unmap(start + kUnit, kUnit) == Status::ok ? 0 : 4;
+    limit.spare_two();
+    return child.unmap(start + kUnit, kUnit) == Status::ok ? 0 : 5;
+  });
+  EXPECT_TRUE(succeeded(status)) << WEXITSTATUS(status);
+}
+
+TEST_F(HostDriverAtTheMappingLimit, GivesAMappingOfItsOwnBack) {
+  const int status = in_child([](HostDriver& child, char* start) {
+    Handle handle;
+    if (!map_new(child, start + kUnit, &handle)) return 2;
+    if (child.set_access(start + kUnit, kUnit) != Status::ok) return 2;
+    MappingLimit limit;
+    if (child.unmap(start + kUnit, kUnit) != Status::ok) return 3;
+    if (readable(start + kUnit)) return 4;
+    if (child.destroy(handle, kUnit) != Status::ok) return 5;
+    // With room again, the same place and the same part of the file are used again.
+    limit.spare_two();
+    if (!map_new(child, start + kUnit, &handle)) return 6;
+    if (child.set_access(start + kUnit, kUnit) != Status::ok) return 7;
+    for (std::size_t n = 0; n < kUnit; ++n) {
+      if (start[kUnit + n] != 0) return 8;
+    }
+    return 0;
   });
   EXPECT_TRUE(succeeded(status)) << WEXITSTATUS(status);
 }

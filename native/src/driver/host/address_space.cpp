@@ -34,6 +34,13 @@ int populate(void* address, std::size_t bytes) noexcept {
   return 0;
 }
 
+int map_file(void* address, std::size_t bytes, int protection, int descriptor,
+             std::uint64_t offset) noexcept {
+  const void* const mapped = ::mmap(address, bytes, protection, MAP_SHARED | MAP_FIXED, descriptor,
+                                    static_cast<off_t>(offset));
+  return mapped == MAP_FAILED ? errno : keep_from_children(address, bytes);
+}
+
 }  // namespace
 
 int reserve_address_space(std::size_t bytes, void** address) noexcept {
@@ -62,26 +69,36 @@ int release_address_space(void* address, std::size_t bytes) noexcept {
 int expose(void* address, std::size_t bytes, int descriptor, std::uint64_t offset) noexcept {
   // Measured on Linux 6.18, for 64 KiB / 192 KiB / 6 MiB: this 23 / 51 / 1,430 us; mapping without
   // access and then mprotect 32 / 76 / 1,700; MAP_POPULATE instead of the second madvise 34 / 84 /
-  // 2,220 (it reads each page in and the first write then differs by kernel). Nearly all of it is
-  // the kernel zeroing pages.
-  void* const mapped = ::mmap(address, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED,
-                              descriptor, static_cast<off_t>(offset));
-  int error = mapped == MAP_FAILED ? errno : 0;
-  if (error == 0) error = keep_from_children(address, bytes);
+  // 2,220. Nearly all of it is the kernel zeroing pages.
+  int error = map_file(address, bytes, PROT_READ | PROT_WRITE, descriptor, offset);
   if (error == 0) error = populate(address, bytes);
-  if (error != 0) {
-    // Older kernels unmap what was there before they fail: whatever is left, reserve it again.
-    (void)conceal(address, bytes);
-  }
+  // Older kernels unmap what was there before they fail: whatever is left, reserve it again.
+  if (error != 0) (void)conceal(address, bytes);
   return error;
+}
+
+int place(void* address, std::size_t bytes, int descriptor, std::uint64_t offset) noexcept {
+  const int error = map_file(address, bytes, PROT_NONE, descriptor, offset);
+  if (error != 0) (void)conceal(address, bytes);
+  return error;
+}
+
+int open_placed(void* address, std::size_t bytes) noexcept {
+  if (::mprotect(address, bytes, PROT_READ | PROT_WRITE) != 0) return errno;
+  return populate(address, bytes);
 }
 
 int conceal(void* address, std::size_t bytes) noexcept {
   const void* const mapped = ::mmap(address, bytes, PROT_NONE, kReserved | MAP_FIXED, -1, 0);
-  if (mapped == MAP_FAILED) return errno;
-  // Without the flag a child would inherit empty address space: not worth failing for.
-  (void)keep_from_children(address, bytes);
-  return 0;
+  if (mapped != MAP_FAILED) {
+    // Without the flag a child would inherit empty address space: not worth failing for.
+    (void)keep_from_children(address, bytes);
+    return 0;
+  }
+  // One mapping over vm.max_map_count the kernel refuses every mmap, even one that would lower the
+  // count, and memory could never be given back. Taking access away needs no new mapping: the
+  // range faults, and the file behind it lets go of its memory all the same.
+  return ::mprotect(address, bytes, PROT_NONE) == 0 ? 0 : errno;
 }
 
 }  // namespace kvcached

@@ -16,12 +16,21 @@ inline constexpr std::size_t kReservationAlignment = std::size_t{2} << 20;
 [[nodiscard]] int release_address_space(void* address, std::size_t bytes) noexcept;
 
 /// Puts an allocated range of a file at a reserved address, readable and writable, with every
-/// page present. Returns 0 or an errno; after an error the range is reserved as before.
+/// page present. Returns 0 or an errno; after an error the range faults as before.
 [[nodiscard]] int expose(void* address, std::size_t bytes, int descriptor,
                          std::uint64_t offset) noexcept;
 
-/// Takes away what expose() put there: the range is reserved and faults again. Returns 0 or an
-/// errno, after which nothing has changed.
+/// The first half of expose(): the range is in place and still faults. Returns 0 or an errno.
+[[nodiscard]] int place(void* address, std::size_t bytes, int descriptor,
+                        std::uint64_t offset) noexcept;
+
+/// The second half: opens a range that place() calls have covered. Returns 0 or an errno; after an
+/// error parts of the range may be open.
+[[nodiscard]] int open_placed(void* address, std::size_t bytes) noexcept;
+
+/// Takes away what the calls above put there: the range faults again. Returns 0 or an errno, after
+/// which nothing has changed. Never fails on a range of place() calls, nor where the range has no
+/// neighbour that it merged with.
 [[nodiscard]] int conceal(void* address, std::size_t bytes) noexcept;
 
 }  // namespace kvcached

@@ -19,6 +19,10 @@ namespace {
 // costs two, itself and the reserved gap behind it, so 2 GiB at worst.
 constexpr std::size_t kGranularity = std::size_t{64} << 10;
 
+std::uintptr_t number(const void* address) noexcept {
+  return reinterpret_cast<std::uintptr_t>(address);
+}
+
 std::size_t read_max_map_count() {
   std::ifstream file("/proc/sys/vm/max_map_count");
   std::size_t count = 0;
@@ -165,7 +169,7 @@ Status HostDriver::map(void* address, std::size_t bytes, Handle handle) {
 Status HostDriver::unmap(void* address, std::size_t bytes) {
   if (const Status status = check_ready("unmap"); status != Status::ok) return status;
   if (const Status status = map_.check_unmap(address, bytes); status != Status::ok) return status;
-  if (map_.mappings().at(reinterpret_cast<std::uintptr_t>(address)).accessible) {
+  if (map_.mappings().at(number(address)).accessible) {
     if (const int error = conceal(address, bytes); error != 0) return failed("unmap", error, bytes);
   }
   map_.remove_mapping(address);
@@ -177,33 +181,52 @@ Status HostDriver::set_access(void* address, std::size_t bytes) {
   if (const Status status = map_.check_set_access(address, bytes); status != Status::ok) {
     return status;
   }
-  const std::uintptr_t first = reinterpret_cast<std::uintptr_t>(address);
-  const std::uintptr_t end = first + bytes;
-  for (auto at = map_.mappings().find(first); at != map_.mappings().end() && at->first < end;) {
-    if (at->second.accessible) {
-      ++at;
-      continue;
-    }
-    // As many handles as lie side by side in the file too.
-    const std::uintptr_t start = at->first;
-    const std::uint64_t offset = map_.allocations().at(at->second.handle).offset;
-    std::size_t run = 0;
-    while (at != map_.mappings().end() && at->first < end && !at->second.accessible &&
-           map_.allocations().at(at->second.handle).offset == offset + run) {
-      run += at->second.bytes;
-      ++at;
-    }
-    const int error = expose(reinterpret_cast<void*>(start), run, file_.descriptor(), offset);
-    if (error != 0) {
-      for (auto done = map_.mappings().find(first); done->first < start; ++done) {
-        if (done->second.accessible) continue;
-        (void)conceal(reinterpret_cast<void*>(done->first), done->second.bytes);
-      }
-      return failed("set_access", error, run);
-    }
+  const std::uintptr_t first = number(address);
+  if (const int error = expose_runs(first, first + bytes); error != 0) {
+    return failed("set_access", error, bytes);
   }
   map_.allow_access(address, bytes);
   return Status::ok;
+}
+
+HostDriver::Run HostDriver::next_run(std::uintptr_t first, std::uintptr_t end) const {
+  const auto& mappings = map_.mappings();
+  auto at = mappings.lower_bound(first);
+  while (at != mappings.end() && at->first < end && at->second.accessible) ++at;
+  Run run;
+  for (; at != mappings.end() && at->first < end && !at->second.accessible; ++at) {
+    const std::uint64_t offset = map_.allocations().at(at->second.handle).offset;
+    if (run.bytes == 0) {
+      run.address = reinterpret_cast<void*>(at->first);
+      run.offset = offset;
+    } else if (offset != run.offset + run.bytes) {
+      break;
+    }
+    run.bytes += at->second.bytes;
+  }
+  return run;
+}
+
+int HostDriver::expose_runs(std::uintptr_t first, std::uintptr_t end) {
+  const auto after = [](const Run& run) { return number(run.address) + run.bytes; };
+  const Run only = next_run(first, end);
+  if (only.bytes == 0) return 0;
+  if (next_run(after(only), end).bytes == 0) {
+    return expose(only.address, only.bytes, file_.descriptor(), only.offset);
+  }
+  // Several runs, all or none: every step that can meet the kernel's mapping limit comes before
+  // the first byte can be touched, because taking access back could meet it as well.
+  int error = 0;
+  for (Run run = only; run.bytes != 0 && error == 0; run = next_run(after(run), end)) {
+    error = place(run.address, run.bytes, file_.descriptor(), run.offset);
+  }
+  for (Run run = only; run.bytes != 0 && error == 0; run = next_run(after(run), end)) {
+    error = open_placed(run.address, run.bytes);
+  }
+  for (Run run = only; run.bytes != 0 && error != 0; run = next_run(after(run), end)) {
+    (void)conceal(run.address, run.bytes);
+  }
+  return error;
 }
 
 Status HostDriver::scrub(void* address, std::size_t bytes) {

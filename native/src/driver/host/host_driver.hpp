@@ -43,6 +43,16 @@ class HostDriver final : public Driver {
   [[nodiscard]] std::string last_error() const override { return error_.text(); }
 
  private:
+  // Mappings side by side in the address space and in the file, none of them accessible yet.
+  struct Run {
+    void* address = nullptr;
+    std::size_t bytes = 0;
+    std::uint64_t offset = 0;
+  };
+
+  // The first run in [first, end); empty when all is accessible.
+  [[nodiscard]] Run next_run(std::uintptr_t first, std::uintptr_t end) const;
+  [[nodiscard]] int expose_runs(std::uintptr_t first, std::uintptr_t end);
   [[nodiscard]] Status check_ready(const char* call) const;
   [[nodiscard]] Status failed(const char* call, int error, std::size_t bytes) const;
 

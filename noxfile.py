@@ -1,0 +1,178 @@
+"""Everything the repository can check of itself.
+
+`nox` runs what continuous integration runs; `nox -l` lists the rest.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import nox
+
+ROOT = Path(__file__).parent
+BUILD = ROOT / "build"
+PACKAGES = ("kvcached-core", "kvcached-vllm")
+
+nox.needs_version = ">=2024.10.9"
+nox.options.sessions = ["lint", "native", "sanitize", "core", "vllm"]
+nox.options.reuse_existing_virtualenvs = True
+nox.options.error_on_missing_interpreters = True
+
+CLANG_FORMAT = "clang-format==23.1.5"
+LINT = ("ruff==0.17.6", "mypy==2.4.1", "types-psutil", "pytest", "hypothesis", "nox")
+
+
+def _cpp_sources() -> list[str]:
+    found = [*ROOT.glob("native/**/*.cpp"), *ROOT.glob("native/**/*.hpp")]
+    return [str(path.relative_to(ROOT)) for path in sorted(found)]
+
+
+def _need(session: nox.Session, program: str, package: str) -> None:
+    if shutil.which(program) is None:
+        session.error(f"{program} is missing: apt-get install {package}")
+
+
+def _configure_and_test(session: nox.Session, folder: str, *options: str) -> None:
+    """Builds the native library and its GoogleTest suites in build/FOLDER and runs them."""
+    _need(session, "g++", "g++")
+    if not Path("/usr/include/gtest/gtest.h").exists():
+        session.error("GoogleTest is missing: apt-get install libgtest-dev")
+    session.install("cmake", "ninja")
+    where = str(BUILD / folder)
+    session.run(
+        "cmake", "-S", "native", "-B", where, "-G", "Ninja", "-DKVCACHED_BUILD_TESTS=ON", *options
+    )
+    session.run("cmake", "--build", where)
+    session.run("ctest", "--test-dir", where, "--output-on-failure", "--no-tests=error")
+
+
+def _wheels(session: nox.Session) -> list[str]:
+    """Builds the wheels into build/wheels and returns their paths."""
+    where = BUILD / "wheels"
+    shutil.rmtree(where, ignore_errors=True)
+    session.install("build")
+    for package in PACKAGES:
+        session.run(
+            "python", "-m", "build", "--wheel", "--outdir", str(where), package, silent=True
+        )
+    return [str(path) for path in sorted(where.glob("*.whl"))]
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Formatting, lint and types of everything."""
+    session.install(CLANG_FORMAT, *LINT)
+    session.run("clang-format", "--dry-run", "--Werror", *_cpp_sources())
+    session.run("ruff", "check")
+    session.run("ruff", "format", "--check")
+    session.install("-r", "demo/requirements.txt", "-r", "integration-tests/requirements.txt")
+    session.install("pydantic-settings", "pluggy")
+    session.run("mypy")
+
+
+@nox.session
+def native(session: nox.Session) -> None:
+    """The C++ suites, optimised."""
+    _configure_and_test(session, "native", "-DCMAKE_BUILD_TYPE=Release")
+
+
+@nox.session
+@nox.parametrize("sanitizer", ["address", "undefined", "thread"])
+def sanitize(session: nox.Session, sanitizer: str) -> None:
+    """The C++ suites under AddressSanitizer, UBSan and ThreadSanitizer."""
+    _configure_and_test(
+        session,
+        f"sanitize-{sanitizer}",
+        "-DCMAKE_BUILD_TYPE=Debug",
+        f"-DKVCACHED_SANITIZER={sanitizer}",
+    )
+
+
+@nox.session
+def core(session: nox.Session) -> None:
+    """The core's sdist builds by itself; its wheel passes its tests without torch."""
+    session.install("build")
+    where = BUILD / "sdist"
+    shutil.rmtree(where, ignore_errors=True)
+    # build makes the wheel from the unpacked sdist, away from the repository.
+    session.run("python", "-m", "build", "--outdir", str(where), "kvcached-core", silent=True)
+    (wheel,) = where.glob("*.whl")
+    session.install("pytest", "hypothesis", "nanobind")
+    session.install("--force-reinstall", str(wheel))
+    session.run("pytest", "-q", "kvcached-core/tests")
+
+
+def _vllm_environment(session: nox.Session, *requirements: str) -> None:
+    """vLLM and our wheels in the session's environment. Minutes, the first time."""
+    wheels = _wheels(session)
+    marker = Path(session.virtualenv.location) / "vllm-installed"
+    if not marker.exists():
+        python = str(Path(session.virtualenv.location) / "bin" / "python")
+        log = str(BUILD / f"{session.name}-install.log")
+        session.run("python", "-m", "tools.vllm_environment", "--python", python, "--log", log)
+        for file in requirements:
+            session.install("-r", file)
+        marker.touch()
+    session.install(*wheels)
+    session.install("--force-reinstall", "--no-deps", *wheels)
+
+
+@nox.session
+def vllm(session: nox.Session) -> None:
+    """Real vLLM: contract tests and whole engines, the slow ones left to `vllm-slow`.
+
+    `nox -s vllm -- ARGUMENTS` passes arguments to pytest.
+    """
+    _vllm_environment(session, "integration-tests/requirements.txt")
+    session.run("pytest", "-q", "kvcached-vllm/tests")
+    arguments = session.posargs or ["-m", "not slow"]
+    session.run("pytest", "-v", "--durations=10", "integration-tests", *arguments)
+
+
+@nox.session(name="vllm-slow", venv_backend="none")
+def vllm_slow(session: nox.Session) -> None:
+    """Every integration test, the slow ones too."""
+    session.run(
+        sys.executable, "-m", "nox", "-s", "vllm", "--", "-m", "slow or not slow", external=True
+    )
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    """The demo, in a fresh environment. `nox -s demo -- --model PATH_OR_NAME` for your model."""
+    wheels = _wheels(session)
+    session.run("python", "-m", "demo.install", "--log", str(BUILD / "demo/install.log"), *wheels)
+    session.run("python", "-m", "demo", *session.posargs)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """A benchmark: `nox -s bench -- pool`, `pager` or `solo`, with its own options behind."""
+    if not session.posargs:
+        session.error("name a benchmark: nox -s bench -- pool | pager | solo [OPTIONS]")
+    _vllm_environment(session, "benchmarks/requirements.txt")
+    name, *options = session.posargs
+    session.run("python", "-m", f"benchmarks.{name}", *options)
+
+
+@nox.session
+def reference(session: nox.Session) -> None:
+    """Regenerates docs/reference/settings.md from the code."""
+    session.install(*_wheels(session)[:1])
+    session.run("python", "-m", "tools.settings_reference", "docs/reference/settings.md")
+
+
+@nox.session(name="format")
+def format_(session: nox.Session) -> None:
+    """Formats everything in place."""
+    session.install(CLANG_FORMAT, "ruff==0.17.6")
+    session.run("clang-format", "-i", *_cpp_sources())
+    session.run("ruff", "format")
+    session.run("ruff", "check", "--fix")
+
+
+# Build tools inherit it: two compilers on two cores, whatever the machine claims.
+os.environ.setdefault("CMAKE_BUILD_PARALLEL_LEVEL", str(os.cpu_count() or 2))
