@@ -73,6 +73,8 @@ def _install_cpu_vllm(python: Path, steps: Steps) -> None:
 
 
 def _refuse_unsupported_python(python: Path) -> None:
+    if not python.exists():
+        raise StepFailed(f"there is no Python at {python}")
     oldest, newest = CPU_VLLM_PYTHONS
     major, minor = map(int, _ask(python, "import sys; print(*sys.version_info[:2])").split())
     if not oldest <= (major, minor) <= newest:

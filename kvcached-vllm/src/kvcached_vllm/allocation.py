@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.overrides import TorchFunctionMode
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
-class RegionForZeros(TorchFunctionMode):
+
+class RegionForZeros(TorchFunctionMode):  # type: ignore[misc]
     """While active, a ``torch.zeros`` of exactly a region's size is given that region.
 
     This is PyTorch's own way to see calls; nothing is replaced. The memory reads as zeros once
     it is committed, and faults before. Every other call passes through.
     """
 
-    def __init__(self, regions: dict[int, Callable[[], torch.Tensor]], device: torch.device):
+    def __init__(
+        self, regions: dict[int, Callable[[], torch.Tensor]], device: torch.device
+    ) -> None:
         """`regions`: a function that makes the tensor, by the size in bytes asked for."""
         super().__init__()
         self._regions = dict(regions)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from kvcached import settings as kvcached_settings
 from kvcached_vllm import NotElastic, say_once
+from kvcached_vllm.cleanup import remove_rows_at_exit
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -85,6 +86,7 @@ def attach(vllm_config: VllmConfig, user_choice: str | None) -> None:
             raise NotElastic(f"kvcached: KVCACHED_REQUIRED=true, but: {reason}")
         say_once(f"kvcached: vanilla: {reason}")
         return
+    remove_rows_at_exit(vllm_config, wanted)
     parallel = vllm_config.parallel_config
     parallel.worker_cls = _WORKERS.get(parallel.worker_cls, parallel.worker_cls)
     vllm_config.scheduler_config.scheduler_cls = (

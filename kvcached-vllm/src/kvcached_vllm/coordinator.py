@@ -62,4 +62,4 @@ def elastic_coordinator(vanilla: KVCacheCoordinator, supply: Supplier) -> KVCach
     made: Any = object.__new__(type(f"Elastic{base.__name__}", (_Elastic, base), {}))
     made.__dict__ = vanilla.__dict__
     made.kvcached = supply
-    return made  # type: ignore[no-any-return]
+    return made

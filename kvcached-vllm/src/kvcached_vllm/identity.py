@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kvcached import shm
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from vllm.config import VllmConfig
 
     from kvcached.settings import Settings
@@ -22,6 +23,4 @@ def engine_name(vllm_config: VllmConfig, settings: Settings) -> str:
 
 def row_path(vllm_config: VllmConfig, settings: Settings, rank: int) -> Path:
     """The file of one rank's row. Raises shm.SharedMemoryError where there can be none."""
-    return shm.row_path(
-        shm.directory(settings.shm_dir), engine_name(vllm_config, settings), rank
-    )
+    return shm.row_path(shm.directory(settings.shm_dir), engine_name(vllm_config, settings), rank)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from vllm.v1.kv_cache_interface import (
@@ -16,6 +15,8 @@ from vllm.v1.kv_cache_interface import (
 from kvcached import _C
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from vllm.v1.kv_cache_interface import KVCacheConfig
 
 #: Kinds of KV cache whose every block is reached through a block table, and which are tested.
@@ -79,7 +80,7 @@ def spans_of(config: KVCacheConfig) -> list[Span]:
 
 
 def layout_of(spans: list[Span]) -> str:
-    """"block" where a block's layers lie together, "layer" where each layer lies apart."""
+    """Either "block": a block's layers lie together, or "layer": each layer lies apart."""
     return "block" if any(stride > size for _, _, stride, size in spans) else "layer"
 
 

@@ -10,7 +10,7 @@ from kvcached import _C
 class LaunchMarks:
     """Marks launched steps. On an accelerator each mark records an event behind the step."""
 
-    def __init__(self, pager: _C.Pager, device: torch.device):
+    def __init__(self, pager: _C.Pager, device: torch.device) -> None:
         self._pager = pager
         self._on_device = device.type == "cuda"
         self._events: list[torch.cuda.Event] = []

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from vllm.v1.outputs import ModelRunnerOutput
     from vllm.v1.request import Request, RequestStatus
 
+    from kvcached._C import RowDescription
+
 _log = logging.getLogger("vllm.kvcached")
 
 #: Where a step's number rides on vLLM's step plan to the workers.
@@ -55,9 +57,7 @@ class _Elastic:
     def _attach(self) -> BlockSupply | None:
         wanted = settings()
         world = self.vllm_config.parallel_config.world_size
-        paths = [
-            str(identity.row_path(self.vllm_config, wanted, rank)) for rank in range(world)
-        ]
+        paths = [str(identity.row_path(self.vllm_config, wanted, rank)) for rank in range(world)]
         reason = config_reason(self.kv_cache_config) or _reason_of(paths)
         if reason is not None:
             if wanted.required:
@@ -84,14 +84,12 @@ class _Elastic:
         _log.info(_describe(facts, self.block_size, world))
         return supply
 
-    def _check_longest_request(self, facts: dict[str, Any]) -> None:
+    def _check_longest_request(self, facts: RowDescription) -> None:
         # vLLM's own check compared with the address space.
         needed = 1  # the null block
         for group in self.kv_cache_config.kv_cache_groups:
             spec = group.kv_cache_spec
-            needed += ceil(
-                spec.max_memory_usage_bytes(self.vllm_config) / spec.page_size_bytes
-            )
+            needed += ceil(spec.max_memory_usage_bytes(self.vllm_config) / spec.page_size_bytes)
         if needed > _limit_blocks(facts):
             raise NotElastic(
                 f"kvcached: one request of max_model_len={self.max_model_len} needs {needed} "
@@ -111,10 +109,10 @@ class _Elastic:
         supply.end_step()
         if output.total_num_scheduled_tokens == 0 and self._starved(supply):
             supply.pause()
-        return output  # type: ignore[no-any-return]
+        return output
 
     def _starved(self, supply: BlockSupply) -> bool:
-        if not (supply.pool.denied or supply.pool.in_flight):
+        if not (supply.pool.denied or supply.pool.wanted_extents):
             return False
         if self.get_num_unfinished_requests() == 0:  # type: ignore[attr-defined]
             return False
@@ -164,7 +162,13 @@ class _Elastic:
         stats = super().make_stats(*args, **kwargs)  # type: ignore[misc]
         if stats is not None and self._supply is not None:
             stats.kv_cache_usage = self._supply.usage
-        return stats  # type: ignore[no-any-return]
+        return stats
+
+    def get_kv_cache_usage(self) -> float:
+        """The cache's use as a share of what it can become."""
+        if self._supply is not None:
+            return self._supply.usage
+        return super().get_kv_cache_usage()  # type: ignore[misc,no-any-return]
 
     def shutdown(self) -> None:
         """vLLM's shutdown(); also removes the rows of workers that were killed."""
@@ -197,14 +201,14 @@ def _reason_of(paths: list[str]) -> str | None:
     return str(reasons.pop())
 
 
-def _limit_blocks(facts: dict[str, Any]) -> int:
+def _limit_blocks(facts: RowDescription) -> int:
     if not facts["limit_bytes"]:
         return int(facts["num_blocks"])
     extents = facts["limit_bytes"] // facts["extent_bytes"]
     return int(min(facts["num_blocks"], extents * facts["blocks_per_extent"]))
 
 
-def _describe(facts: dict[str, Any], block_size: int, world: int) -> str:
+def _describe(facts: RowDescription, block_size: int, world: int) -> str:
     ranks = f", {world} ranks" if world > 1 else ""
     tokens = (facts["num_blocks"] - 1) * block_size
     return (

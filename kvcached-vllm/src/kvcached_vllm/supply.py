@@ -34,7 +34,7 @@ class BlockSupply:
         requests: dict[str, Request],
         watermark_blocks: int,
         max_cached_blocks: int | None,
-    ):
+    ) -> None:
         """`max_cached_blocks`: how many prefix blocks to keep once free; None for all."""
         self.pool = pool
         self.queue = _C.BlockQueue(pool, block_pool.blocks)
@@ -131,7 +131,7 @@ class BlockSupply:
 
     def pause(self) -> None:
         """Waits a moment for memory, so that a starved engine does not spin."""
-        if self.pool.in_flight:
+        if self.pool.wanted_extents:
             self.pool.wait(STEP_BUDGET)
         else:
             time.sleep(STEP_BUDGET)

@@ -12,7 +12,7 @@ from vllm.v1.worker.cpu_worker import CPUWorker
 from vllm.v1.worker.gpu_worker import Worker
 
 from kvcached import _C, hooks, shm
-from kvcached_vllm import NotElastic, identity
+from kvcached_vllm import NotElastic, identity, say_once
 from kvcached_vllm.allocation import RegionForZeros
 from kvcached_vllm.attach import settings
 from kvcached_vllm.kv_layout import (
@@ -62,6 +62,22 @@ class _Elastic:
             raise NotElastic(f"kvcached: KVCACHED_REQUIRED=true, but: {reason}")
         self._reason = reason
 
+    def get_supported_kv_cache_layouts(self) -> list[str]:
+        """vLLM's layouts, the one that suits us first: where all layers of a block lie together,
+        an extent can be as small as one granule."""
+        names: list[str] = super().get_supported_kv_cache_layouts()  # type: ignore[misc]
+        if self._reason is not None:
+            return names
+        wanted = settings().layout
+        # vLLM spells a layout from its outermost dimension inwards: B is the block, L the layer.
+        first = "L" if wanted == "layer" else "B"
+        if wanted != "auto" and not any(name.startswith(first) for name in names):
+            say_once(
+                f"kvcached: KVCACHED_LAYOUT={wanted} is not offered by vLLM's attention here "
+                f"({', '.join(names)})"
+            )
+        return sorted(names, key=lambda name: not name.startswith(first))
+
     def determine_available_memory(self) -> int:
         """vLLM's budget for the KV cache, which is address space here and the limit of what is
         committed in it."""
@@ -94,7 +110,9 @@ class _Elastic:
         atexit.register(self._pager.stop)
         self._marks = LaunchMarks(self._pager, self.device)
         region = functools.partial(self._tensor, self._pager)
-        with RegionForZeros({kv_cache_config.kv_cache_tensors[0].size: region}, self.device) as mode:
+        with RegionForZeros(
+            {kv_cache_config.kv_cache_tensors[0].size: region}, self.device
+        ) as mode:
             super().initialize_from_config(kv_cache_config)  # type: ignore[misc]
         if mode.unused:
             raise NotElastic(
