@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 
 #include <functional>
+#include <map>
 #include <thread>
 #include <vector>
 
@@ -143,6 +144,7 @@ TEST_F(SimDriverTest, CountsEveryBreachOfTheContractAndChangesNothing) {
   Handle loose;
   ASSERT_EQ(driver.create(kUnit, &loose), Status::ok);
   const SimDriver::Snapshot before = driver.snapshot();
+  EXPECT_EQ(driver.touch(base, 0), Status::invalid_argument);
   EXPECT_EQ(driver.map(base, kUnit, loose), Status::invalid_argument);
   EXPECT_EQ(driver.set_access(at(1), kUnit), Status::invalid_argument);
   EXPECT_EQ(driver.destroy(handle, kUnit), Status::invalid_argument);
@@ -150,7 +152,7 @@ TEST_F(SimDriverTest, CountsEveryBreachOfTheContractAndChangesNothing) {
   EXPECT_EQ(driver.unreserve(base, 16 * kUnit), Status::invalid_argument);
   EXPECT_EQ(driver.scrub(at(1), kUnit), Status::invalid_argument);
   EXPECT_EQ(driver.touch(at(1), 1), Status::invalid_argument);
-  EXPECT_EQ(driver.contract_violations(), 7u);
+  EXPECT_EQ(driver.contract_violations(), 8u);
   EXPECT_EQ(driver.snapshot(), before);
 }
 
@@ -179,14 +181,34 @@ TEST_F(SimDriverTest, PassesAnEventWhenATestSaysSo) {
   EXPECT_FALSE(passed);
 }
 
-TEST_F(SimDriverTest, KnowsWhichMemoryIsZero) {
+TEST_F(SimDriverTest, KnowsWhichBytesAreZero) {
+  commit(0);
+  commit(1);
+  const auto byte = [&](std::size_t n) { return static_cast<char*>(base) + n; };
+  EXPECT_FALSE(driver.reads_as_zero(base, 1));
+  ASSERT_EQ(driver.scrub(base, 2 * kUnit), Status::ok);
+  EXPECT_TRUE(driver.reads_as_zero(base, 2 * kUnit));
+  ASSERT_EQ(driver.touch(byte(kUnit - 1), 2), Status::ok);
+  EXPECT_TRUE(driver.reads_as_zero(base, kUnit - 1));
+  EXPECT_FALSE(driver.reads_as_zero(byte(kUnit - 1), 1));
+  EXPECT_FALSE(driver.reads_as_zero(byte(kUnit), 1));
+  EXPECT_TRUE(driver.reads_as_zero(byte(kUnit + 1), kUnit - 1));
+  ASSERT_EQ(driver.scrub(byte(kUnit - 1), 1), Status::ok);
+  EXPECT_TRUE(driver.reads_as_zero(base, kUnit));
+  EXPECT_EQ(driver.contract_violations(), 0u);
+  EXPECT_FALSE(driver.reads_as_zero(at(2), 1));
+  EXPECT_EQ(driver.contract_violations(), 1u);
+}
+
+TEST_F(SimDriverTest, KeepsAHandlesContentsWhereItIsMappedNext) {
   const Handle handle = commit(0);
-  const auto zeroed = [&] { return driver.snapshot().handles.at(handle.value).zeroed; };
-  EXPECT_FALSE(zeroed());
   ASSERT_EQ(driver.scrub(base, kUnit), Status::ok);
-  EXPECT_TRUE(zeroed());
-  ASSERT_EQ(driver.touch(static_cast<char*>(base) + 17, 1), Status::ok);
-  EXPECT_FALSE(zeroed());
+  ASSERT_EQ(driver.touch(base, 7), Status::ok);
+  ASSERT_EQ(driver.unmap(base, kUnit), Status::ok);
+  ASSERT_EQ(driver.map(at(3), kUnit, handle), Status::ok);
+  ASSERT_EQ(driver.set_access(at(3), kUnit), Status::ok);
+  EXPECT_FALSE(driver.reads_as_zero(at(3), 7));
+  EXPECT_TRUE(driver.reads_as_zero(static_cast<char*>(at(3)) + 7, kUnit - 7));
 }
 
 TEST_F(SimDriverTest, GivesZeroedMemoryWhereItIsToldTo) {
@@ -195,7 +217,8 @@ TEST_F(SimDriverTest, GivesZeroedMemoryWhereItIsToldTo) {
   ASSERT_EQ(clean.probe(), Status::ok);
   ASSERT_EQ(clean.create(kUnit, &handle), Status::ok);
   EXPECT_TRUE(clean.fresh_memory_is_zero());
-  EXPECT_TRUE(clean.snapshot().handles.at(handle.value).zeroed);
+  const std::map<std::size_t, std::size_t> all{{0, kUnit}};
+  EXPECT_EQ(clean.snapshot().handles.at(handle.value).zero, all);
 }
 
 TEST_F(SimDriverTest, SeesATouchThatRunsOverTheEndOfAMapping) {

@@ -17,6 +17,8 @@ PROJECT = "kvcached"
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
 
+_log = logging.getLogger(PROJECT)
+
 
 @dataclass(frozen=True)
 class EngineInfo:
@@ -97,8 +99,13 @@ def has_listeners() -> bool:
 
 
 def emit(event: Event) -> None:
-    """Tells every listener of an event."""
-    try:
-        manager().hook.kvcached_on_event(event=event)
-    except Exception:
-        logging.getLogger(PROJECT).exception("kvcached: a listener failed on %s", event.kind)
+    """Tells every listener of an event. One that fails is logged; the others still hear."""
+    made = manager()
+    listeners = [found.plugin for found in made.hook.kvcached_on_event.get_hookimpls()]
+    # Pluggy stops at the first failure, so each is called alone; last registered, first called.
+    for listener in reversed(listeners):
+        others = [plugin for plugin in listeners if plugin is not listener]
+        try:
+            made.subset_hook_caller("kvcached_on_event", others)(event=event)
+        except Exception:
+            _log.exception("kvcached: a listener failed on %s", event.kind)

@@ -4,31 +4,66 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Mapping
-from typing import Annotated, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import AliasChoices, BeforeValidator, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from kvcached.sizes import parse_size
+from kvcached import sizes
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
 class SettingsError(ValueError):
     """A variable that does not parse: its name, its value and what is allowed, in one line."""
 
 
+@dataclass(frozen=True)
+class Allowed:
+    """What a field may be, as an error says it. Every field carries one."""
+
+    text: str
+
+
 def _size(value: object) -> object:
-    return parse_size(value) if isinstance(value, str | int) else value
+    return sizes.parse_size(value) if isinstance(value, str | int) else value
 
 
-def _log_level(value: object) -> object:
+def _stripped(value: object) -> object:
+    return value.strip() if isinstance(value, str) else value
+
+
+def _upper(value: object) -> object:
     return value.upper() if isinstance(value, str) else value
 
 
-Size = Annotated[int, BeforeValidator(_size), Field(ge=0)]
-LogLevel = Annotated[
-    Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"], BeforeValidator(_log_level)
+# The native core counts bytes in 64 bits and extents in 32.
+_MOST_BYTES = 2**63 - 1
+_MOST_EXTENTS = 2**31 - 1
+
+Flag = Annotated[bool, BeforeValidator(_stripped), Allowed("true or false")]
+Size = Annotated[int, BeforeValidator(_size), Field(ge=0, le=_MOST_BYTES), Allowed(sizes.ALLOWED)]
+Count = Annotated[
+    int,
+    Field(ge=0, le=_MOST_EXTENTS),
+    Allowed(f"a whole number from 0 to {_MOST_EXTENTS}"),
 ]
+Tokens = Annotated[int, Field(ge=-1), Allowed("a whole number from -1 on")]
+Layout = Annotated[
+    Literal["auto", "block", "layer"], BeforeValidator(_stripped), Allowed("auto, block or layer")
+]
+LogLevel = Annotated[
+    Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"],
+    BeforeValidator(_upper),
+    BeforeValidator(_stripped),
+    Allowed("DEBUG, INFO, WARNING, ERROR or CRITICAL"),
+]
+Name = Annotated[
+    str, Field(pattern=r"^[A-Za-z0-9._-]*$"), Allowed("letters, digits, '.', '_' and '-'")
+]
+Directory = Annotated[str, Allowed("the path of a directory")]
 
 
 class Settings(BaseSettings):
@@ -38,48 +73,45 @@ class Settings(BaseSettings):
         env_prefix="KVCACHED_", env_ignore_empty=True, extra="ignore", frozen=True
     )
 
-    enabled: bool = Field(
-        True,
+    enabled: Flag = Field(
+        default=True,
         validation_alias=AliasChoices("ENABLE_KVCACHED"),
         description="Whether engines start elastic.",
     )
-    required: bool = Field(
-        False, description="Refuse to start where the cache cannot be elastic."
+    required: Flag = Field(
+        default=False, description="Refuse to start where the cache cannot be elastic."
     )
     limit: Size = Field(
-        0,
+        default=0,
         description="Most physical memory of the KV cache on each rank; 0 takes what the engine "
         "would have reserved. A size such as 512M or 4GiB.",
     )
-    max_cached_tokens: int = Field(
-        16000,
-        ge=-1,
-        description="Tokens of finished requests kept as a prefix cache; -1 for no cap, 0 for none.",
+    max_cached_tokens: Tokens = Field(
+        default=16000,
+        description="Tokens of finished requests kept as a prefix cache; -1 for no cap, 0 for "
+        "none.",
     )
-    min_reserved_pages: int = Field(
-        1, ge=0, description="Fewest free extents kept committed ahead of need."
+    min_reserved_pages: Count = Field(
+        default=1, description="Fewest free extents kept committed ahead of need."
     )
-    max_reserved_pages: int = Field(
-        10, ge=0, description="Most free extents kept committed ahead of need."
+    max_reserved_pages: Count = Field(
+        default=10, description="Most free extents kept committed ahead of need."
     )
-    page_size_mb: int = Field(
-        0,
-        ge=0,
+    page_size_mb: Count = Field(
+        default=0,
         description="Least MiB of one part of an extent; 0 chooses the smallest that fits the "
         "driver's granule.",
     )
-    layout: Literal["auto", "block", "layer"] = Field(
-        "auto", description="How the cache is laid out, where the engine leaves a choice."
+    layout: Layout = Field(
+        default="auto", description="How the cache is laid out, where the engine leaves a choice."
     )
-    ipc_name: str = Field(
-        "",
-        pattern=r"^[A-Za-z0-9._-]*$",
-        description="A name for this engine's entries in shared memory.",
+    ipc_name: Name = Field(
+        default="", description="A name for this engine's entries in shared memory."
     )
-    shm_dir: str = Field(
-        "", description="Directory for shared memory; empty for /dev/shm/kvcached-UID."
+    shm_dir: Directory = Field(
+        default="", description="Directory for shared memory; empty for /dev/shm/kvcached-UID."
     )
-    log_level: LogLevel = Field("INFO", description="Level of kvcached's own log lines.")
+    log_level: LogLevel = Field(default="INFO", description="Level of kvcached's own log lines.")
 
     @model_validator(mode="after")
     def _slack_bounds_in_order(self) -> Settings:
@@ -97,24 +129,9 @@ def variable_of(field: str) -> str:
     return "ENABLE_KVCACHED" if field == "enabled" else f"KVCACHED_{field.upper()}"
 
 
-_ALLOWED = {
-    bool: "true or false",
-    int: "a whole number",
-}
-
-
 def _allowed(field: str) -> str:
-    info = Settings.model_fields[field]
-    annotation = info.annotation
-    if annotation is bool:
-        return "true or false"
-    bounds = [str(bound.ge) for bound in info.metadata if getattr(bound, "ge", None) is not None]
-    if annotation is int and bounds:
-        return f"a whole number from {bounds[0]} on"
-    if annotation is str:
-        return "letters, digits, '.', '_' and '-'"
-    choices = getattr(annotation, "__args__", None)
-    return "one of " + ", ".join(map(str, choices)) if choices else "see the documentation"
+    metadata = Settings.model_fields[field].metadata
+    return next(item.text for item in metadata if isinstance(item, Allowed))
 
 
 def load() -> Settings:
@@ -123,15 +140,14 @@ def load() -> Settings:
         return Settings()
     except ValidationError as error:
         first = error.errors()[0]
-        if not first["loc"]:
+        if not first["loc"]:  # no single variable is wrong; the validator wrote the line
             raise SettingsError(f"kvcached: {first['ctx']['error']}") from None
-        name = str(first["loc"][0])
-        field = "enabled" if name == "ENABLE_KVCACHED" else name.removeprefix("KVCACHED_").lower()
-        reason = first["msg"].removeprefix("Value error, ")
-        if "allowed is" not in reason:
-            reason = f"allowed is {_allowed(field)}"
-        value = os.environ.get(variable_of(field), first["input"])
-        raise SettingsError(f"kvcached: {variable_of(field)}={value}: {reason}") from None
+        where = str(first["loc"][0])
+        field = next(name for name in Settings.model_fields if where in (name, variable_of(name)))
+        variable = variable_of(field)
+        # As it was written: pydantic tells what a validator made of it.
+        value = os.environ.get(variable, first["input"])
+        raise SettingsError(f"kvcached: {variable}={value}: allowed is {_allowed(field)}") from None
 
 
 #: Variables of the peer project that need nothing here, and why.
@@ -145,7 +161,8 @@ REPLACED = {
 
 def unread(environment: Mapping[str, str]) -> list[str]:
     """A line for each ``KVCACHED_*`` variable that is set and not read, with what to do."""
-    known = {variable_of(field) for field in Settings.model_fields}
+    fields = {field.upper(): variable_of(field) for field in Settings.model_fields}
+    known = set(fields.values())
     lines = []
     for name in sorted(environment):
         if not name.startswith("KVCACHED_") or name in known:
@@ -153,7 +170,8 @@ def unread(environment: Mapping[str, str]) -> list[str]:
         if name in REPLACED:
             lines.append(f"kvcached: {name} is not read: {REPLACED[name]}")
             continue
-        close = difflib.get_close_matches(name, known, n=1)
-        hint = f"; did you mean {close[0]}?" if close else ""
+        # Without the prefix, which would make every name look like every other.
+        close = difflib.get_close_matches(name.removeprefix("KVCACHED_"), fields, n=1)
+        hint = f"; did you mean {fields[close[0]]}?" if close else ""
         lines.append(f"kvcached: {name} is not read by this version{hint}")
     return lines

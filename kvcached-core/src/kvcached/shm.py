@@ -19,13 +19,16 @@ def directory(configured: str = "") -> Path:
     SharedMemoryError where it cannot be made, or belongs to somebody else.
     """
     path = Path(configured) if configured else Path(f"/dev/shm/kvcached-{os.getuid()}")
-    advice = "mount /dev/shm (Docker: --shm-size, Kubernetes: an emptyDir with medium Memory) "
-    advice += "or set KVCACHED_SHM_DIR to a directory in memory"
+    advice = (
+        "mount /dev/shm (Docker: --shm-size, Kubernetes: an emptyDir with medium Memory) "
+        "or set KVCACHED_SHM_DIR to a directory in memory"
+    )
     try:
         path.mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
         raise SharedMemoryError(f"kvcached: {path}: {error.strerror}; {advice}") from None
-    info = path.stat()
+    # Anybody may make a link of the default's name in /dev/shm; a configured one is the user's.
+    info = path.stat() if configured else path.lstat()
     if not stat.S_ISDIR(info.st_mode) or not os.access(path, os.W_OK | os.X_OK):
         raise SharedMemoryError(f"kvcached: {path}: not a directory to write in; {advice}")
     if not configured and info.st_uid != os.getuid():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from fractions import Fraction
 
 _UNITS = {
     "": 1,
@@ -38,7 +39,8 @@ def parse_size(text: str | int) -> int:
     match = _SIZE.fullmatch(str(text))
     if match is None or match[2].lower() not in _UNITS:
         raise ValueError(f"not a size: {text!r}; allowed is {ALLOWED}")
-    return int(float(match[1]) * _UNITS[match[2].lower()])
+    # Exactly: a float loses bytes from 8 PiB on.
+    return int(Fraction(match[1]) * _UNITS[match[2].lower()])
 
 
 def format_size(count: int) -> str:

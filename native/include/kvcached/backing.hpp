@@ -23,8 +23,12 @@ class Backing {
   Backing& operator=(const Backing&) = delete;
   ~Backing();
 
-  /// Reserves the address space of every region, or of none.
+  /// Reserves the address space of every region, or of none. Nothing is left to do the second time.
   [[nodiscard]] Status reserve();
+
+  /// Gives everything back, the address space too, so that reserve() may be called again.
+  /// Pointers into the regions end here. What the driver refuses to take stays held.
+  void reset();
 
   /// Puts zeroed memory under `count` extents from `first` on, in as few handles as their
   /// layout allows. out_of_memory where the driver, or `limit_bytes` (0: none) over
@@ -66,12 +70,14 @@ class Backing {
     std::uint64_t first = 0;
     std::uint64_t count = 0;
     std::uint64_t users = 0;
+    bool accessible = false;
   };
 
   [[nodiscard]] void* address(std::uint32_t region, std::uint64_t granule) const noexcept;
   [[nodiscard]] std::vector<GranuleRun> unmapped(const std::vector<GranuleRun>& runs) const;
   [[nodiscard]] Status map_fresh(const GranuleRun& run, std::uint32_t* mapping);
   bool unmap(std::uint32_t mapping);
+  [[nodiscard]] Status reopen_left_over(const std::vector<GranuleRun>& runs);
   [[nodiscard]] Status scrub_unused(const std::vector<ByteRange>& bytes,
                                     const std::vector<std::uint32_t>& fresh);
   Status fail(Status status, const char* what);

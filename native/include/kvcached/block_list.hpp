@@ -11,7 +11,9 @@ class BlockList {
   static constexpr std::uint32_t kNone = 0xffffffffU;
 
   explicit BlockList(std::uint32_t num_blocks)
-      : previous_(num_blocks + 1, num_blocks), next_(num_blocks + 1, num_blocks), end_(num_blocks) {}
+      : previous_(num_blocks + 1, num_blocks),
+        next_(num_blocks + 1, num_blocks),
+        end_(num_blocks) {}
 
   void push_back(std::uint32_t block) noexcept {
     const std::uint32_t last = previous_[end_];

@@ -27,9 +27,9 @@ struct MemoryInfo {
 
 /// The virtual-memory calls of one device.
 ///
-/// Sizes and addresses are multiples of granularity(), those of scrub() apart. A call that does not return Status::ok
-/// leaves everything as it was before. Apart from last_error(), every method is called by one
-/// thread at a time (the pager's, once it runs); nothing here locks.
+/// Sizes and addresses are multiples of granularity(), those of scrub() apart. A call that does
+/// not return Status::ok leaves everything as it was before. Apart from last_error(), every method
+/// is called by one thread at a time (the pager's, once it runs); nothing here locks.
 class Driver {
  public:
   Driver() = default;
@@ -52,7 +52,7 @@ class Driver {
   /// Reserves address space without memory under it. Touching it faults.
   [[nodiscard]] virtual Status reserve(std::size_t bytes, void** address) = 0;
 
-  /// Returns address space to the system. Nothing may be mapped in it.
+  /// Returns a whole reservation to the system. Nothing may be mapped in it.
   [[nodiscard]] virtual Status unreserve(void* address, std::size_t bytes) = 0;
 
   /// Takes physical memory from the device.
@@ -64,10 +64,12 @@ class Driver {
   /// Puts a whole handle at an address inside a reservation.
   [[nodiscard]] virtual Status map(void* address, std::size_t bytes, Handle handle) = 0;
 
-  /// Takes a whole handle out of the address space; a later touch faults.
+  /// Takes a whole handle out of the address space; a later touch faults. On the host it can meet
+  /// the kernel's mapping limit: Status::out_of_memory, and the handle stays mapped and usable.
   [[nodiscard]] virtual Status unmap(void* address, std::size_t bytes) = 0;
 
-  /// Lets the device read and write a mapped range.
+  /// Lets the device read and write a range of whole mappings side by side. Until then a touch
+  /// faults.
   [[nodiscard]] virtual Status set_access(void* address, std::size_t bytes) = 0;
 
   /// Fills a mapped, accessible range with zeros and returns when that is done. Runs on the

@@ -64,8 +64,11 @@ class ExtentTable {
   /// Usable extents without a used or cached block, the pinned ones not counted.
   [[nodiscard]] std::uint32_t empty() const noexcept { return empty_; }
   [[nodiscard]] std::uint32_t wanted() const noexcept { return wanted_; }
+  [[nodiscard]] std::uint32_t wanted_blocks() const noexcept { return wanted_blocks_; }
   [[nodiscard]] std::uint32_t releasing() const noexcept { return releasing_; }
   [[nodiscard]] std::uint32_t absent() const noexcept { return absent_.count(); }
+  /// Blocks of the `extents` lowest absent extents, and of no more than there are.
+  [[nodiscard]] std::uint32_t absent_blocks(std::uint32_t extents) const noexcept;
   /// Units that some rank owes an answer for.
   [[nodiscard]] std::size_t pending() const noexcept { return pending_.size(); }
   /// A rank that owes an answer, for sleeping on its row.
@@ -78,6 +81,7 @@ class ExtentTable {
 
  private:
   [[nodiscard]] std::uint32_t unit_size(std::uint32_t extents) const noexcept;
+  [[nodiscard]] std::uint32_t blocks_in(Row::Request unit) const noexcept;
   [[nodiscard]] bool run_is_absent(std::uint32_t first, std::uint32_t count) const noexcept;
   struct Pending {
     Row::Request unit;
@@ -97,7 +101,7 @@ class ExtentTable {
   std::uint32_t max_unit_;
 
   Bitmap absent_;
-  Bitmap empty_units_;                    // by a unit's first extent
+  Bitmap empty_units_;                     // by a unit's first extent
   std::vector<std::uint32_t> unit_first_;  // by extent
   std::vector<std::uint32_t> unit_count_;  // by a unit's first extent
   std::vector<std::uint32_t> unit_busy_;   // busy extents, by a unit's first extent
@@ -108,6 +112,7 @@ class ExtentTable {
   std::uint32_t usable_blocks_ = 0;
   std::uint32_t empty_ = 0;
   std::uint32_t wanted_ = 0;
+  std::uint32_t wanted_blocks_ = 0;
   std::uint32_t releasing_ = 0;
 };
 

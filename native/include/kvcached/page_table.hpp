@@ -17,6 +17,10 @@ namespace kvcached {
 /// the pager writes the rest.
 enum class ExtentState : std::uint8_t { absent, wanted, committed, releasing, denied };
 
+/// The fence of an extent that one rank has committed and another has refused. No block of it was
+/// ever handed out, so nothing has to be over before it goes.
+inline constexpr std::uint64_t kNeverUsable = ~std::uint64_t{0};
+
 /// Whether a row moves memory, or says that its engine's cache is its own.
 enum class RowMode : std::uint32_t { elastic = 1, vanilla = 2 };
 
@@ -136,6 +140,7 @@ class Row {
   bool creator_ = false;
   std::size_t bytes_ = 0;
   void* base_ = nullptr;
+  int mapped_by_ = 0;
   RowHeader* header_ = nullptr;
   std::atomic<std::uint64_t>* fences_ = nullptr;
   std::atomic<std::uint64_t>* ring_ = nullptr;

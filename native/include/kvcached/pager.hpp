@@ -79,6 +79,7 @@ class Pager {
   void run();
   bool serve_requests();
   void commit(Row::Request unit);
+  void release(Row::Request unit);
   /// Releases what is past its fence. Returns whether anything still waits.
   bool serve_releases();
   void retire_events();

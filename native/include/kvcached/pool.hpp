@@ -104,6 +104,7 @@ class Pool {
   void adopt(Row::Request unit);
   void withdraw(Row::Request unit);
   void grow(std::uint32_t extents);
+  [[nodiscard]] std::uint32_t growable_extents() const noexcept;
   void note_denial();
   void publish() noexcept;
 

@@ -53,8 +53,9 @@ class SimDriver final : public Driver {
       std::size_t bytes = 0;
       /// How many times it is mapped.
       std::uint32_t mappings = 0;
-      /// Whether it reads as zero: scrubbed, or fresh where fresh memory is zero, and not touched.
-      bool zeroed = false;
+      /// The bytes that read as zero, begin to end: scrubbed, or fresh where fresh memory is
+      /// zero, and not touched since.
+      std::map<std::size_t, std::size_t> zero;
       bool operator==(const Allocation&) const = default;
     };
     struct Mapping {
@@ -115,6 +116,10 @@ class SimDriver final : public Driver {
   [[nodiscard]] Status touch(const void* address, std::size_t bytes);
 
   // Observing.
+
+  /// Whether an accessible range of any alignment holds nothing but zeros. An access to memory
+  /// that is not mapped and accessible is false and a contract violation.
+  [[nodiscard]] bool reads_as_zero(const void* address, std::size_t bytes) const;
 
   [[nodiscard]] Snapshot snapshot() const;
   /// The virtual time in ns: the sum of all latencies and advances.

@@ -176,7 +176,10 @@ void MemoryMap::allow_access(const void* address, std::size_t bytes) noexcept {
 
 Status MemoryMap::check_touch(const char* call, const void* address,
                               std::size_t bytes) const noexcept {
-  if (const Status status = check_range(call, address, bytes); status != Status::ok) return status;
+  if (bytes == 0 || number(address) > std::numeric_limits<std::uintptr_t>::max() - bytes) {
+    return error_.set(Status::invalid_argument, "%s: %zu bytes at %p are no range", call, bytes,
+                      address);
+  }
   const std::uintptr_t end = number(address) + bytes;
   std::uintptr_t next = number(address);
   auto at = mappings_.upper_bound(next);

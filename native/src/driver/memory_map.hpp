@@ -45,7 +45,8 @@ class MemoryMap {
 
   explicit MemoryMap(const LastError& error) : error_(error) {}
 
-  /// The unit of every size, offset and address. Set once, when probe() knows it.
+  /// The unit of every size, offset and address, those of check_touch() apart. Set once, when
+  /// probe() knows it.
   void set_granularity(std::size_t granularity) noexcept { granularity_ = granularity; }
 
   /// Whether a size can be asked for: a positive multiple of the granularity.
@@ -68,7 +69,7 @@ class MemoryMap {
   /// Records access for the whole mappings of a range that check_set_access accepted.
   void allow_access(const void* address, std::size_t bytes) noexcept;
 
-  /// Whether every byte of a range is mapped and accessible.
+  /// Whether every byte of a range, of any size and alignment, is mapped and accessible.
   [[nodiscard]] Status check_touch(const char* call, const void* address,
                                    std::size_t bytes) const noexcept;
 

@@ -58,7 +58,6 @@ Status from_errno() {
       return Status::not_found;
     case EEXIST:
     case EAGAIN:
-    case EACCES:
       return Status::busy;
     case ENOSPC:
     case ENOMEM:
@@ -121,8 +120,8 @@ bool FileLock::held_elsewhere() const noexcept {
 bool FileLock::is_current(const std::string& path) const noexcept {
   struct stat mine{};
   struct stat named{};
-  return fstat(fd_, &mine) == 0 && stat(path.c_str(), &named) == 0 &&
-         mine.st_dev == named.st_dev && mine.st_ino == named.st_ino;
+  return fstat(fd_, &mine) == 0 && stat(path.c_str(), &named) == 0 && mine.st_dev == named.st_dev &&
+         mine.st_ino == named.st_ino;
 }
 
 }  // namespace kvcached

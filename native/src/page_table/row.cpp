@@ -79,14 +79,15 @@ Status Row::create(const std::string& path, const RowFacts& facts, std::unique_p
     *error = explain(path, "no room for the page table");
     return Status::out_of_memory;
   }
-  void* const base = mmap(nullptr, layout.bytes, PROT_READ | PROT_WRITE, MAP_SHARED,
-                          made->lock_.fd(), 0);
+  void* const base =
+      mmap(nullptr, layout.bytes, PROT_READ | PROT_WRITE, MAP_SHARED, made->lock_.fd(), 0);
   if (base == MAP_FAILED) {
     *error = explain(path, "cannot map the page table");
     return Status::out_of_memory;
   }
   madvise(base, layout.bytes, MADV_DONTFORK);
   made->base_ = base;
+  made->mapped_by_ = getpid();
   made->bytes_ = layout.bytes;
   char* const bytes = static_cast<char*>(base);
   made->header_ = new (bytes) RowHeader;
@@ -129,6 +130,7 @@ Status Row::attach(const std::string& path, std::unique_ptr<Row>* row, std::stri
   }
   madvise(base, made->bytes_, MADV_DONTFORK);
   made->base_ = base;
+  made->mapped_by_ = getpid();
   char* const bytes = static_cast<char*>(base);
   made->header_ = reinterpret_cast<RowHeader*>(bytes);
   const bool known = made->header_->magic == kMagic && made->header_->format == kFormat;
@@ -146,7 +148,8 @@ Status Row::attach(const std::string& path, std::unique_ptr<Row>* row, std::stri
 }
 
 Row::~Row() {
-  if (base_ != nullptr) munmap(base_, bytes_);
+  // A forked child did not inherit the mapping, and may have something else there by now.
+  if (base_ != nullptr && mapped_by_ == getpid()) munmap(base_, bytes_);
   if (creator_ && lock_.is_current(path_)) ::unlink(path_.c_str());
 }
 

@@ -67,22 +67,23 @@ Status Pager::start(std::string* error) {
     return status;
   }
   const RowFacts facts = describe(backing_, *driver_, options_);
-  if (const Status status = Row::create(options_.path, facts, &row_, error);
-      status != Status::ok) {
-    return status;
-  }
-  row_->header().limit_bytes = options_.limit_bytes;
   for (std::uint32_t extent = 0; extent < facts.pinned_extents; ++extent) {
     const Status status = backing_.commit(extent, 1, options_.limit_bytes);
     if (status != Status::ok) {
       *error = "not enough memory for the " + std::to_string(facts.pinned_extents) +
                " extents that are always committed (" + std::to_string(facts.extent_bytes) +
                " bytes each): " + backing_.last_error();
-      row_.reset();
+      backing_.reset();
       return status;
     }
-    row_->state(extent) = ExtentState::committed;
   }
+  // A row is there for everybody from here on, and its pinned extents are taken for granted.
+  if (const Status status = Row::create(options_.path, facts, &row_, error); status != Status::ok) {
+    backing_.reset();
+    return status;
+  }
+  row_->header().limit_bytes = options_.limit_bytes;
+  set_states({0, facts.pinned_extents}, ExtentState::committed);
   publish();
   thread_ = std::thread([this] { run(); });
   return Status::ok;
@@ -114,8 +115,10 @@ std::string Pager::last_error() {
 
 void Pager::run() {
   RowHeader& header = row_->header();
-  while (!stopping_.load(std::memory_order_relaxed)) {
+  for (;;) {
+    // Before the look at `stopping_`, or a stop() in between would wait for the sleep's end.
     const std::uint32_t seen = header.doorbell.load(std::memory_order_seq_cst);
+    if (stopping_.load(std::memory_order_acquire)) return;
     serve_requests();
     const bool waiting = serve_releases();
     const bool kept = backing_.trim(Clock::now() - kKeepHandles) != 0;
@@ -139,6 +142,12 @@ bool Pager::serve_requests() {
     any = true;
     if (row_->state(unit.first).load(std::memory_order_acquire) == ExtentState::wanted) {
       commit(unit);
+    } else if (row_->fence(unit.first).load(std::memory_order_acquire) == kNeverUsable) {
+      // It gives nothing back that was not free before it was asked for, so that the refusal
+      // which undoes it stays worth remembering: no new capacity_epoch.
+      release(unit);
+      publish();
+      row_->answer();
     } else {
       releases_.push_back({unit, row_->fence(unit.first).load(std::memory_order_acquire)});
     }
@@ -172,6 +181,16 @@ void Pager::commit(Row::Request unit) {
   row_->answer();
 }
 
+void Pager::release(Row::Request unit) {
+  RowHeader& header = row_->header();
+  const auto begin = Clock::now();
+  backing_.release(unit.first, unit.count);
+  const auto spent = std::chrono::duration_cast<nanoseconds>(Clock::now() - begin);
+  header.releases.fetch_add(unit.count, std::memory_order_relaxed);
+  header.release_ns.fetch_add(static_cast<std::uint64_t>(spent.count()), std::memory_order_relaxed);
+  set_states(unit, ExtentState::absent);
+}
+
 bool Pager::serve_releases() {
   if (releases_.empty()) return false;
   retire_events();
@@ -179,15 +198,9 @@ bool Pager::serve_releases() {
   const std::uint64_t over =
       std::min(header.processed_step.load(std::memory_order_acquire), passed_step());
   bool any = false;
-  std::erase_if(releases_, [&](const Release& release) {
-    if (release.fence > over) return false;
-    const auto begin = Clock::now();
-    backing_.release(release.unit.first, release.unit.count);
-    const auto spent = std::chrono::duration_cast<nanoseconds>(Clock::now() - begin);
-    header.releases.fetch_add(release.unit.count, std::memory_order_relaxed);
-    header.release_ns.fetch_add(static_cast<std::uint64_t>(spent.count()),
-                                std::memory_order_relaxed);
-    set_states(release.unit, ExtentState::absent);
+  std::erase_if(releases_, [&](const Release& waiting) {
+    if (waiting.fence > over) return false;
+    release(waiting.unit);
     any = true;
     return true;
   });
@@ -217,7 +230,8 @@ void Pager::retire_events() {
 }
 
 void Pager::set_states(Row::Request unit, ExtentState state) {
-  for (std::uint32_t extent = unit.first; extent < unit.first + unit.count; ++extent) {
+  // The first one last: the pool looks at it alone, and may write the others once it has changed.
+  for (std::uint32_t extent = unit.first + unit.count; extent-- > unit.first;) {
     row_->state(extent).store(state, std::memory_order_release);
   }
 }

@@ -64,8 +64,7 @@ std::uint32_t Bitmap::next(std::uint32_t index) const noexcept {
     if (right != 0) {
       std::uint32_t found = (word << 6) + static_cast<std::uint32_t>(std::countr_zero(right));
       while (height-- > 0) {
-        found =
-            (found << 6) + static_cast<std::uint32_t>(std::countr_zero(levels_[height][found]));
+        found = (found << 6) + static_cast<std::uint32_t>(std::countr_zero(levels_[height][found]));
       }
       return found;
     }

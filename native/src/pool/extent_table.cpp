@@ -26,12 +26,24 @@ ExtentTable::ExtentTable(std::vector<std::unique_ptr<Row>> rows)
   }
   usable_ = pinned_;
   for (std::uint32_t extent = 0; extent < pinned_; ++extent) {
-    usable_blocks_ += end_block(extent) - first_block(extent);
+    usable_blocks_ += blocks_in({extent, 1});
   }
 }
 
 std::uint32_t ExtentTable::end_block(std::uint32_t extent) const noexcept {
   return std::min((extent + 1) * blocks_per_extent_, num_blocks_);
+}
+
+std::uint32_t ExtentTable::blocks_in(Row::Request unit) const noexcept {
+  return end_block(unit.first + unit.count - 1) - first_block(unit.first);
+}
+
+std::uint32_t ExtentTable::absent_blocks(std::uint32_t extents) const noexcept {
+  if (extents < absent_.count()) return extents * blocks_per_extent_;
+  // All of them: the last extent may be short.
+  const std::uint32_t last = num_extents_ - 1;
+  const std::uint32_t lacking = absent_.test(last) ? blocks_per_extent_ - blocks_in({last, 1}) : 0;
+  return absent_.count() * blocks_per_extent_ - lacking;
 }
 
 Row::Request ExtentTable::unit_of(std::uint32_t extent) const noexcept {
@@ -68,6 +80,7 @@ std::uint32_t ExtentTable::want(std::uint32_t extents) {
   unit_busy_[first] = 0;
   for (const auto& row : rows_) tell(*row, unit, ExtentState::wanted, 0);
   wanted_ += count;
+  wanted_blocks_ += blocks_in(unit);
   pending_.push_back({unit, true});
   return count;
 }
@@ -77,7 +90,7 @@ void ExtentTable::release(std::uint32_t first) {
   empty_units_.clear(first);
   empty_ -= unit.count;
   usable_ -= unit.count;
-  usable_blocks_ -= end_block(first + unit.count - 1) - first_block(first);
+  usable_blocks_ -= blocks_in(unit);
   for (const auto& row : rows_) tell(*row, unit, ExtentState::releasing, fences_[first]);
   releasing_ += unit.count;
   pending_.push_back({unit, false});
@@ -114,13 +127,13 @@ bool ExtentTable::settle(Pending* pending, Changes* changes) {
   if (pending->wanted) {
     pending->wanted = false;
     wanted_ -= unit.count;
+    wanted_blocks_ -= blocks_in(unit);
     releasing_ += unit.count;
     changes->denied = changes->denied || denied != 0;
-    // All or nothing: what the other ranks have committed goes back. No block of it was ever
-    // handed out, so nothing fences it.
+    // All or nothing: what the other ranks have committed goes back.
     for (const auto& row : rows_) {
       const ExtentState state = row->state(unit.first).load(std::memory_order_acquire);
-      if (state == ExtentState::committed) tell(*row, unit, ExtentState::releasing, 0);
+      if (state == ExtentState::committed) tell(*row, unit, ExtentState::releasing, kNeverUsable);
       if (state == ExtentState::denied) {
         for (std::uint32_t extent = unit.first; extent < unit.first + unit.count; ++extent) {
           row->state(extent).store(ExtentState::absent, std::memory_order_release);
@@ -140,9 +153,10 @@ bool ExtentTable::settle(Pending* pending, Changes* changes) {
 
 void ExtentTable::adopt(Row::Request unit) {
   wanted_ -= unit.count;
+  wanted_blocks_ -= blocks_in(unit);
   usable_ += unit.count;
   empty_ += unit.count;
-  usable_blocks_ += end_block(unit.first + unit.count - 1) - first_block(unit.first);
+  usable_blocks_ += blocks_in(unit);
   fences_[unit.first] = 0;
   empty_units_.set(unit.first);
 }
@@ -187,6 +201,8 @@ Row* ExtentTable::owing() const noexcept {
       for (const auto& row : rows_) {
         if (owes(*row, pending.unit.first)) return row.get();
       }
+      // Answered, and not looked at yet: nobody should sleep.
+      return nullptr;
     }
   }
   return nullptr;

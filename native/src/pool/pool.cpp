@@ -121,17 +121,23 @@ std::vector<std::uint32_t> Pool::in_order() const {
 }
 
 std::uint32_t Pool::num_growable() const noexcept {
-  if (denied_) return extents_.wanted() * extents_.blocks_per_extent();
-  std::uint64_t extents = extents_.absent();
-  if (limit_bytes_ != 0) {
-    const std::uint64_t bytes = extents_.row(0).facts().extent_bytes;
-    // What is on its way out counts until it is gone.
-    const std::uint64_t held =
-        std::uint64_t{extents_.usable()} + extents_.wanted() + extents_.releasing();
-    const std::uint64_t allowed = limit_bytes_ / bytes;
-    extents = std::min(extents, allowed > held ? allowed - held : 0);
-  }
-  return static_cast<std::uint32_t>((extents + extents_.wanted()) * extents_.blocks_per_extent());
+  return extents_.absent_blocks(growable_extents()) + extents_.wanted_blocks();
+}
+
+std::uint32_t Pool::growable_extents() const noexcept {
+  if (denied_) return 0;
+  if (limit_bytes_ == 0) return extents_.absent();
+  const RowFacts& facts = extents_.row(0).facts();
+  // Extents that share granules at their ends take less side by side than one alone. The pager
+  // has the last word.
+  const std::uint64_t share = facts.virtual_bytes / facts.num_blocks * facts.blocks_per_extent;
+  const std::uint64_t bytes = std::min(facts.extent_bytes, std::max<std::uint64_t>(share, 1));
+  // What is on its way out counts until it is gone.
+  const std::uint64_t held =
+      std::uint64_t{extents_.usable()} + extents_.wanted() + extents_.releasing();
+  const std::uint64_t allowed = limit_bytes_ / bytes;
+  return static_cast<std::uint32_t>(
+      std::min<std::uint64_t>(extents_.absent(), allowed > held ? allowed - held : 0));
 }
 
 bool Pool::ensure(std::uint32_t blocks, Clock::time_point deadline) {
@@ -139,7 +145,7 @@ bool Pool::ensure(std::uint32_t blocks, Clock::time_point deadline) {
   poll();
   while (free_.count() < blocks) {
     const std::uint32_t per_extent = extents_.blocks_per_extent();
-    const std::uint32_t coming = extents_.wanted() * per_extent;
+    const std::uint32_t coming = extents_.wanted_blocks();
     const std::uint32_t missing = blocks - free_.count();
     if (missing > coming && !denied_) {
       grow((missing - coming + per_extent - 1) / per_extent);
@@ -167,8 +173,8 @@ void Pool::wait(Clock::time_point deadline) {
 
 void Pool::begin_step(std::uint64_t step) {
   step_ = step;
-  if (denied_ && (extents_.capacity_epoch() != denied_epoch_ ||
-                  Clock::now() - last_denial_ > kRetryDenied)) {
+  if (denied_ &&
+      (extents_.capacity_epoch() != denied_epoch_ || Clock::now() - last_denial_ > kRetryDenied)) {
     denied_ = false;
   }
 }
@@ -190,7 +196,7 @@ void Pool::balance(bool idle) {
   if (ahead < target && !denied_) {
     grow(target - ahead);
   } else if (extents_.empty() > target) {
-    const std::uint32_t excess = extents_.empty() - target;
+    std::uint32_t excess = extents_.empty() - target;
     // A busy engine's need goes up and down from step to step; a quarter of the excess a step
     // follows a fall quickly and a ripple hardly.
     std::uint32_t quota = idle ? excess : (excess + 3) / 4;
@@ -198,8 +204,11 @@ void Pool::balance(bool idle) {
       const std::uint32_t first = extents_.highest_empty();
       if (first == ExtentTable::kNone) break;
       const Row::Request unit = extents_.unit_of(first);
+      // A busy engine would ask for the rest of a larger unit again in its next step.
+      if (!idle && unit.count > excess) break;
       withdraw(unit);
       extents_.release(first);
+      excess -= std::min(excess, unit.count);
       quota -= std::min(quota, unit.count);
     }
   }
@@ -252,11 +261,7 @@ void Pool::withdraw(Row::Request unit) {
 }
 
 void Pool::grow(std::uint32_t extents) {
-  const std::uint32_t coming = extents_.wanted() * extents_.blocks_per_extent();
-  const std::uint32_t growable = num_growable();
-  const std::uint32_t allowed =
-      growable > coming ? (growable - coming) / extents_.blocks_per_extent() : 0;
-  std::uint32_t left = std::min(extents, allowed);
+  std::uint32_t left = std::min(extents, growable_extents());
   while (left > 0) {
     const std::uint32_t taken = extents_.want(left);
     if (taken == 0) break;

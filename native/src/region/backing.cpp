@@ -11,6 +11,12 @@ namespace {
 // one growth step rarely takes more.
 constexpr std::uint64_t kKeptBytes = std::uint64_t{64} << 20;
 
+std::uint64_t granules_in(const std::vector<GranuleRun>& runs) {
+  std::uint64_t count = 0;
+  for (const GranuleRun& run : runs) count += run.count;
+  return count;
+}
+
 constexpr std::uint64_t round_up(std::uint64_t bytes, std::uint64_t granule) {
   return (bytes + granule - 1) / granule * granule;
 }
@@ -23,21 +29,13 @@ Backing::Backing(Driver& driver, Geometry geometry)
       granule_(driver.granularity()),
       cache_(driver, kKeptBytes) {}
 
-Backing::~Backing() {
-  for (std::uint32_t index = 0; index < mappings_.size(); ++index) {
-    if (mappings_[index].count != 0) unmap(index);
-  }
-  cache_.trim(HandleCache::Clock::time_point::max());
-  for (std::size_t index = 0; index < bases_.size(); ++index) {
-    // Nothing can be done about a refusal here; the process's end returns the space.
-    (void)driver_.unreserve(bases_[index], reserved_[index]);
-  }
-}
+Backing::~Backing() { reset(); }
 
 Status Backing::reserve() {
   if (const Status status = geometry_.validate(); status != Status::ok) {
     return fail(status, "geometry");
   }
+  if (!bases_.empty()) return Status::ok;
   for (const std::uint64_t bytes : geometry_.region_bytes) {
     const std::uint64_t rounded = round_up(bytes, granule_);
     void* base = nullptr;
@@ -58,11 +56,29 @@ Status Backing::reserve() {
   return Status::ok;
 }
 
+void Backing::reset() {
+  for (auto& region : granules_) {
+    for (Granule& granule : region) granule.users = 0;
+  }
+  for (std::uint32_t index = 0; index < mappings_.size(); ++index) {
+    mappings_[index].users = 0;
+    if (mappings_[index].count != 0) unmap(index);
+  }
+  cache_.trim(HandleCache::Clock::time_point::max());
+  // Nothing can be done about a refusal here; the process's end returns the rest.
+  if (mapped_bytes_ != 0) return;
+  for (std::size_t index = 0; index < bases_.size(); ++index) {
+    (void)driver_.unreserve(bases_[index], reserved_[index]);
+  }
+  bases_.clear();
+  reserved_.clear();
+  granules_.clear();
+}
+
 Status Backing::commit(std::uint32_t first, std::uint32_t count, std::uint64_t limit_bytes) {
   const std::vector<GranuleRun> runs = geometry_.granules_of(first, count, granule_);
   const std::vector<GranuleRun> wanted = unmapped(runs);
-  std::uint64_t wanted_bytes = 0;
-  for (const GranuleRun& run : wanted) wanted_bytes += run.count * granule_;
+  const std::uint64_t wanted_bytes = granules_in(wanted) * granule_;
   if (limit_bytes != 0 && held_bytes() + wanted_bytes > limit_bytes) {
     cache_.trim(HandleCache::Clock::time_point::max());
     if (held_bytes() + wanted_bytes > limit_bytes) {
@@ -70,6 +86,8 @@ Status Backing::commit(std::uint32_t first, std::uint32_t count, std::uint64_t l
       return Status::out_of_memory;
     }
   }
+
+  if (const Status status = reopen_left_over(runs); status != Status::ok) return status;
 
   std::vector<std::uint32_t> fresh;
   fresh.reserve(wanted.size());
@@ -81,7 +99,7 @@ Status Backing::commit(std::uint32_t first, std::uint32_t count, std::uint64_t l
     fresh.push_back(mapping);
   }
   // Where a neighbour shares a granule with us, our part of it holds what we left there.
-  if (status == Status::ok && wanted.size() != runs.size()) {
+  if (status == Status::ok && granules_in(wanted) != granules_in(runs)) {
     status = scrub_unused(geometry_.bytes_of(first, count), fresh);
   }
   if (status != Status::ok) {
@@ -164,13 +182,14 @@ Status Backing::map_fresh(const GranuleRun& run, std::uint32_t* mapping) {
     index = free_mappings_.back();
     free_mappings_.pop_back();
   }
-  mappings_[index] = {handle, run.region, run.first, run.count, 0};
+  mappings_[index] = {handle, run.region, run.first, run.count, 0, false};
   for (std::uint64_t granule = run.first; granule < run.first + run.count; ++granule) {
     granules_[run.region][granule].mapping = index;
   }
   mapped_bytes_ += bytes;
   Status status = driver_.set_access(where, bytes);
   const char* step = "set_access";
+  mappings_[index].accessible = status == Status::ok;
   if (status == Status::ok && (reused || !driver_.fresh_memory_is_zero())) {
     status = driver_.scrub(where, bytes);
     step = "scrub";
@@ -199,6 +218,22 @@ bool Backing::unmap(std::uint32_t mapping) {
   mapped_bytes_ -= bytes;
   cache_.put(gone.handle, bytes);
   return true;
+}
+
+// A mapping that could not be undone after its set_access() failed is still there, closed.
+Status Backing::reopen_left_over(const std::vector<GranuleRun>& runs) {
+  for (const GranuleRun& run : runs) {
+    for (std::uint64_t index = run.first; index < run.first + run.count; ++index) {
+      const std::uint32_t mapping = granules_[run.region][index].mapping;
+      if (mapping == kNone || mappings_[mapping].accessible) continue;
+      Mapping& closed = mappings_[mapping];
+      const Status status =
+          driver_.set_access(address(closed.region, closed.first), closed.count * granule_);
+      if (status != Status::ok) return fail(status, "set_access");
+      closed.accessible = true;
+    }
+  }
+  return Status::ok;
 }
 
 Status Backing::scrub_unused(const std::vector<ByteRange>& bytes,

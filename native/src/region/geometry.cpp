@@ -87,17 +87,19 @@ namespace {
 // The blocks after which a contiguous span next ends on a granule; 1 for spans with gaps, where
 // neighbouring layers fill the space between.
 std::uint64_t blocks_to_alignment(const Geometry& geometry, std::size_t granule) {
-  std::uint64_t packed = 0;
-  bool interleaved = false;
+  std::vector<std::uint64_t> packed(geometry.region_bytes.size(), 0);
+  std::vector<bool> interleaved(geometry.region_bytes.size(), false);
   for (const Span& span : geometry.spans) {
-    packed += span.bytes;
-    interleaved = interleaved || span.stride != span.bytes;
+    packed[span.region] += span.bytes;
+    if (span.stride != span.bytes) interleaved[span.region] = true;
   }
-  // Interleaved layers of one block lie together: their sum is what repeats.
-  if (interleaved) return granule / std::gcd<std::uint64_t>(packed, granule);
   std::uint64_t blocks = 1;
   for (const Span& span : geometry.spans) {
-    blocks = std::lcm(blocks, granule / std::gcd<std::uint64_t>(span.stride, granule));
+    // Interleaved layers of one block lie together: their sum is what repeats, or, where a gap
+    // follows them, their stride.
+    const std::uint64_t repeats =
+        interleaved[span.region] ? std::max(packed[span.region], span.stride) : span.stride;
+    blocks = std::lcm(blocks, granule / std::gcd<std::uint64_t>(repeats, granule));
   }
   return blocks;
 }
@@ -114,7 +116,7 @@ std::uint32_t choose_blocks_per_extent(const Geometry& geometry, std::size_t gra
                                        std::size_t min_part_bytes, std::size_t max_mappings) {
   std::uint64_t largest = 0;
   for (const Span& span : geometry.spans) largest = std::max(largest, span.stride);
-  if (largest == 0 || geometry.num_blocks == 0) return 1;
+  if (largest == 0 || geometry.validate() != Status::ok) return 1;
   // Beyond this an extent would pin more than sharing its end granules saves.
   constexpr std::uint64_t kMaxAlignedBlocks = 64;
   std::uint64_t blocks = blocks_to_alignment(geometry, granule);

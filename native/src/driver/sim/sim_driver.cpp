@@ -65,7 +65,7 @@ Status SimDriver::create(std::size_t bytes, Handle* handle) {
   if (const Status status = state.map.add_handle(made, bytes, 0); status != Status::ok) {
     return status;
   }
-  if (state.options.fresh_memory_is_zero) state.zeroed.insert(made.value);
+  if (state.options.fresh_memory_is_zero) state.zero[made.value].add(0, bytes);
   state.last_handle = made.value;
   state.peak_created = std::max(state.peak_created, state.map.created_bytes());
   *handle = made;
@@ -79,7 +79,7 @@ Status SimDriver::destroy(Handle handle, std::size_t bytes) {
   const Status status = state.judge(state.map.check_destroy(handle, bytes));
   if (status != Status::ok) return status;
   state.map.remove_handle(handle);
-  state.zeroed.erase(handle.value);
+  state.zero.erase(handle.value);
   return Status::ok;
 }
 
@@ -121,13 +121,9 @@ Status SimDriver::scrub(void* address, std::size_t bytes) {
   if (const Status status = state.begin(Call::scrub, bytes); status != Status::ok) return status;
   const Status status = state.judge(state.map.check_touch("scrub", address, bytes));
   if (status != Status::ok) return status;
-  // A handle scrubbed in part stays unclean: contents are kept for whole handles only.
-  const std::uintptr_t first = reinterpret_cast<std::uintptr_t>(address);
-  const auto& mappings = state.map.mappings();
-  for (auto at = mappings.lower_bound(first); at != mappings.end(); ++at) {
-    if (at->first + at->second.bytes > first + bytes) break;
-    state.zeroed.insert(at->second.handle);
-  }
+  state.for_each_part(address, bytes, [](ByteRanges& zero, std::size_t begin, std::size_t end) {
+    zero.add(begin, end);
+  });
   return Status::ok;
 }
 

@@ -42,20 +42,23 @@ void SimDriver::pass(Event event) {
 Status SimDriver::touch(const void* address, std::size_t bytes) {
   State& state = *state_;
   const std::lock_guard lock(state.mutex);
-  if (bytes == 0) return Status::ok;
-  // The account knows whole granules.
-  const std::size_t granule = state.options.granularity;
-  const std::uintptr_t first = reinterpret_cast<std::uintptr_t>(address) / granule * granule;
-  const std::uintptr_t last = reinterpret_cast<std::uintptr_t>(address) + bytes - 1;
-  const std::size_t span = (last / granule + 1) * granule - first;
-  const Status status =
-      state.judge(state.map.check_touch("touch", reinterpret_cast<const void*>(first), span));
+  const Status status = state.judge(state.map.check_touch("touch", address, bytes));
   if (status != Status::ok) return status;
-  const auto& mappings = state.map.mappings();
-  for (auto at = --mappings.upper_bound(first); at != mappings.end() && at->first <= last; ++at) {
-    state.zeroed.erase(at->second.handle);
-  }
+  state.for_each_part(address, bytes, [](ByteRanges& zero, std::size_t begin, std::size_t end) {
+    zero.remove(begin, end);
+  });
   return Status::ok;
+}
+
+bool SimDriver::reads_as_zero(const void* address, std::size_t bytes) const {
+  State& state = *state_;
+  const std::lock_guard lock(state.mutex);
+  if (state.judge(state.map.check_touch("read", address, bytes)) != Status::ok) return false;
+  bool all = true;
+  state.for_each_part(address, bytes, [&](ByteRanges& zero, std::size_t begin, std::size_t end) {
+    all = all && zero.contains(begin, end);
+  });
+  return all;
 }
 
 SimDriver::Snapshot SimDriver::snapshot() const {
@@ -64,9 +67,12 @@ SimDriver::Snapshot SimDriver::snapshot() const {
   Snapshot copy;
   copy.reservations = state.map.reservations();
   for (const auto& [handle, allocation] : state.map.allocations()) {
-    copy.handles[handle] = {.bytes = allocation.bytes,
-                            .mappings = allocation.mappings,
-                            .zeroed = state.zeroed.contains(handle)};
+    Snapshot::Allocation& copied = copy.handles[handle];
+    copied.bytes = allocation.bytes;
+    copied.mappings = allocation.mappings;
+    if (const auto zero = state.zero.find(handle); zero != state.zero.end()) {
+      copied.zero = zero->second.ranges();
+    }
   }
   for (const auto& [address, mapping] : state.map.mappings()) {
     copy.mappings[address] = {

@@ -1,7 +1,9 @@
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
+#include <map>
 #include <mutex>
 #include <optional>
 #include <set>
@@ -9,6 +11,7 @@
 
 #include "../last_error.hpp"
 #include "../memory_map.hpp"
+#include "byte_ranges.hpp"
 #include "kvcached/sim_driver.hpp"
 
 namespace kvcached {
@@ -27,6 +30,21 @@ struct SimDriver::State {
   /// Accounts for a call: counts it, lets its time pass, and finds the failure scripted for it.
   [[nodiscard]] Status begin(Call call, std::size_t bytes);
 
+  /// Calls `use(zero bytes of a handle, begin, end)` for each part of an accessible range, in the
+  /// handle's own offsets.
+  template <typename Use>
+  void for_each_part(const void* address, std::size_t bytes, Use use) {
+    const std::uintptr_t first = reinterpret_cast<std::uintptr_t>(address);
+    const std::uintptr_t last = first + bytes;
+    auto at = map.mappings().upper_bound(first);
+    if (at != map.mappings().begin()) --at;
+    for (; at != map.mappings().end() && at->first < last; ++at) {
+      const std::uintptr_t begin = std::max(first, at->first);
+      const std::uintptr_t end = std::min(last, at->first + at->second.bytes);
+      if (begin < end) use(zero[at->second.handle], begin - at->first, end - at->first);
+    }
+  }
+
   /// Counts a refusal of the caller's arguments as a violation; returns its argument.
   Status judge(Status status);
 
@@ -34,8 +52,8 @@ struct SimDriver::State {
   const LastError error{};
   mutable std::mutex mutex;
   MemoryMap map{error};
-  // Handles that read as zero.
-  std::set<std::uint64_t> zeroed;
+  // The bytes of each handle that read as zero, counted from its first.
+  std::map<std::uint64_t, ByteRanges> zero;
   std::size_t capacity;
   std::array<Latency, kCalls> latencies{};
   std::array<std::uint64_t, kCalls> counts{};

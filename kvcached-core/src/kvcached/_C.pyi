@@ -1,0 +1,308 @@
+"""The native core of kvcached: drivers, page table, pager and pool.
+
+Written by hand; tests/test_stub.py holds it against the module. Sizes are bytes.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Final, Generic, Literal, Protocol, TypedDict, TypeVar, type_check_only
+
+from typing_extensions import CapsuleType
+
+@type_check_only
+class _Block(Protocol):
+    """An engine's block, as a queue sees it."""
+
+    @property
+    def block_id(self) -> int: ...
+
+_BlockT = TypeVar("_BlockT", bound=_Block)
+
+class Error(RuntimeError):
+    """An operation that was refused, in one line."""
+
+class Driver:
+    """The virtual-memory calls of one device.
+
+    Addresses are integers. A refused call raises Error and changes nothing. A pager takes its
+    driver over; every use after that raises TypeError.
+    """
+
+    @property
+    def name(self) -> str:
+        """One of "cuda", "host" and "sim"."""
+    @property
+    def granularity(self) -> int:
+        """The smallest physical unit."""
+    @property
+    def max_mappings(self) -> int:
+        """How many mappings a process may hold; 0: no bound."""
+    def probe(self) -> None:
+        """Raise Error where the device cannot be used. To be called first."""
+    def memory_info(self) -> tuple[int, int]:
+        """(free, total) bytes of the device."""
+    def reserve(self, bytes: int) -> int:
+        """Take address space without memory under it; return its address."""
+    def unreserve(self, address: int, bytes: int) -> None:
+        """Return address space."""
+    def create(self, bytes: int) -> int:
+        """Take physical memory; return its handle."""
+    def destroy(self, handle: int, bytes: int) -> None:
+        """Give physical memory back."""
+    def map(self, address: int, bytes: int, handle: int) -> None:
+        """Put a handle at an address."""
+    def unmap(self, address: int, bytes: int) -> None:
+        """Take a handle out of the address space."""
+    def set_access(self, address: int, bytes: int) -> None:
+        """Let the device read and write."""
+    def time_bare_calls(
+        self, part_bytes: int, parts: int, extents: int
+    ) -> tuple[int, int, int, int]:
+        """For benchmarks: commit and release extents with the driver's calls alone.
+
+        Returns nanoseconds for all extents together: (create + map + set_access, unmap, destroy,
+        the thread's processor time of all of it). Raises Error at the first refusal, with memory
+        left behind.
+        """
+
+def host_driver(budget_bytes: int = 0) -> Driver:
+    """This machine's memory, at most `budget_bytes` of it (0: what the machine has)."""
+
+def cuda_driver(ordinal: int = 0) -> Driver:
+    """A CUDA device's memory, through the driver found at run time."""
+
+class Geometry:
+    """How block ids become bytes on one rank."""
+
+    def __init__(
+        self,
+        num_blocks: int,
+        region_bytes: Sequence[int],
+        spans: Sequence[tuple[int, int, int, int]],
+        blocks_per_extent: int = 1,
+    ) -> None:
+        """Each span is (region, offset, stride, bytes): block b takes `bytes` bytes of its
+        region from offset + b * stride. Raises Error where a span leaves its region."""
+    @property
+    def num_blocks(self) -> int:
+        """Blocks, of all extents."""
+    @property
+    def blocks_per_extent(self) -> int:
+        """Blocks of one extent; the last extent may have fewer."""
+    @blocks_per_extent.setter
+    def blocks_per_extent(self, value: int, /) -> None: ...
+    @property
+    def num_extents(self) -> int:
+        """Extents, the last one short where blocks_per_extent does not divide num_blocks."""
+    def extent_bytes(self, granule: int) -> int:
+        """Physical bytes of one extent."""
+    def bytes_of(self, first: int, count: int) -> list[tuple[int, int, int]]:
+        """(region, begin, end) of a run of extents."""
+
+def choose_blocks_per_extent(
+    geometry: Geometry, granule: int, min_part_bytes: int = 0, max_mappings: int = 0
+) -> int:
+    """The smallest extent whose parts end on granules, within the bounds given."""
+
+class Pager:
+    """The native thread that makes one rank's row of the page table true."""
+
+    max_launches: Final[int]
+    """Launches remembered; an event may be recorded again after that many steps."""
+
+    def __init__(
+        self,
+        driver: Driver,
+        geometry: Geometry,
+        path: str,
+        engine: str = "",
+        layout: str = "",
+        rank: int = 0,
+        limit_bytes: int = 0,
+        pinned_extents: int = 1,
+    ) -> None:
+        """Takes the driver over; it cannot be used afterwards."""
+    def start(self) -> None:
+        """Reserve the regions, commit the pinned extents, publish the row; or raise Error and
+        leave nothing."""
+    def stop(self) -> None:
+        """Stop the thread and remove the row. Tensors over the regions stay valid."""
+    def launched(self, step: int, event: int = 0) -> None:
+        """Step `step` is launched on this rank; `event` passes when the device is done with it."""
+    @property
+    def passed_step(self) -> int:
+        """The last step that the device was seen to have finished."""
+    @property
+    def last_error(self) -> str:
+        """The driver's last refusal, in one line."""
+    def region(self, region: int, device_type: int = 1, device_id: int = 0) -> CapsuleType:
+        """A region as an int8 array for DLPack, which keeps the pager alive.
+
+        Device types are DLPack's (1 CPU, 2 CUDA). Uncommitted bytes fault when touched. Raises
+        IndexError where there is no such region.
+        """
+
+@type_check_only
+class RowDescription(TypedDict):
+    """What Row.describe() returns."""
+
+    mode: Literal["elastic", "vanilla"]
+    reason: str
+    engine: str
+    driver: str
+    layout: str
+    pid: int
+    rank: int
+    num_blocks: int
+    blocks_per_extent: int
+    num_extents: int
+    pinned_extents: int
+    granule_bytes: int
+    extent_bytes: int
+    block_bytes: int
+    virtual_bytes: int
+    limit_bytes: int
+    held_bytes: int
+    mapped_bytes: int
+    used_blocks: int
+    cached_blocks: int
+    free_blocks: int
+    slack_extents: int
+    commits: int
+    releases: int
+    denials: int
+    commit_ns: int
+    release_ns: int
+    processed_step: int
+    passed_step: int
+
+class Row:
+    """One rank's row of a page table, as somebody else sees it."""
+
+    @staticmethod
+    def attach(path: str) -> Row:
+        """Attach to a living process's row; raise Error where there is none."""
+    @staticmethod
+    def vanilla(path: str, engine: str, reason: str, rank: int = 0) -> Row:
+        """Publish that this rank's cache is its engine's own, and why, while the object lives."""
+    @property
+    def path(self) -> str:
+        """The row's file."""
+    @property
+    def owner_alive(self) -> bool:
+        """Whether the process that made the row still lives."""
+    def describe(self) -> RowDescription:
+        """Facts and counters, by name."""
+    def state(self, extent: int) -> Literal["absent", "wanted", "committed", "releasing", "denied"]:
+        """An extent's state. Raises IndexError where there is no such extent."""
+
+def remove_dead_rows(directory: str) -> list[str]:
+    """Remove the rows that dead processes left; return their paths."""
+
+class Pool:
+    """The scheduler's side of the page table: which block to hand out, which extents to want or
+    release. One thread at a time."""
+
+    def __init__(self, paths: Sequence[str], least_slack: int = 1, most_slack: int = 10) -> None:
+        """Attaches to the rows of all ranks, in rank order. Raises Error where one is missing,
+        vanilla or of another geometry."""
+    @property
+    def num_free(self) -> int:
+        """Blocks to hand out: unhashed and cached."""
+    @property
+    def num_unhashed(self) -> int:
+        """Free blocks that hold no prefix."""
+    @property
+    def num_cached(self) -> int:
+        """Free blocks that hold a prefix."""
+    @property
+    def num_used(self) -> int:
+        """Blocks that were handed out."""
+    @property
+    def num_usable(self) -> int:
+        """Blocks of committed extents: used, unhashed and cached."""
+    @property
+    def num_growable(self) -> int:
+        """Blocks that memory not yet taken could back, as far as is known."""
+    @property
+    def num_blocks(self) -> int:
+        """Blocks of the whole address space."""
+    @property
+    def blocks_per_extent(self) -> int:
+        """Blocks of one extent; the last extent may have fewer."""
+    @property
+    def usable_extents(self) -> int:
+        """Extents that are committed on every rank."""
+    @property
+    def empty_extents(self) -> int:
+        """Usable extents without a used or cached block, the pinned ones not counted."""
+    @property
+    def wanted_extents(self) -> int:
+        """Extents that were asked for and not answered yet."""
+    @property
+    def releasing_extents(self) -> int:
+        """Extents on their way out."""
+    @property
+    def slack_target(self) -> int:
+        """Extents to keep free ahead of need."""
+    @property
+    def denied(self) -> bool:
+        """Memory was refused and nothing has changed since, as far as is known."""
+    @property
+    def denied_recently(self) -> bool:
+        """Memory was refused within the last ten seconds."""
+    @property
+    def in_flight(self) -> bool:
+        """A pager owes an answer."""
+    @property
+    def dead_row(self) -> str:
+        """The row of a rank that died, or an empty text."""
+    def ensure(self, blocks: int, seconds: float) -> bool:
+        """Try to have `blocks` unhashed free blocks within `seconds`. False is an ordinary
+        allocation miss."""
+    def wait(self, seconds: float) -> None:
+        """Sleep until a pager answers, at most `seconds`."""
+    def begin_step(self, step: int) -> None:
+        """Fence blocks freed from now on by this step."""
+    def processed(self, step: int) -> None:
+        """Every step up to this one has been processed."""
+    def balance(self, idle: bool) -> None:
+        """Take answers in, keep the slack ahead and release what is beyond it."""
+    def set_limit(self, bytes: int) -> None:
+        """Most physical bytes a rank may hold; 0: no bound but the driver's."""
+    def coldest(self, keep: int) -> list[int]:
+        """Cached blocks to evict so that at most `keep` remain, coldest extents first."""
+    def in_order(self) -> list[int]:
+        """Free block ids in the order of handing out."""
+
+class BlockQueue(Generic[_BlockT]):
+    """A pool behind the interface of vLLM's FreeKVCacheBlockQueue: blocks prepended hold no
+    prefix, blocks appended do.
+
+    Blocks without a prefix go out first, lowest id first; then those with one, least recently
+    appended first.
+    """
+
+    def __init__(self, pool: Pool, blocks: list[_BlockT]) -> None:
+        """`blocks` is the engine's list of all blocks, by id. Raises ValueError where the pool
+        counts another number."""
+    @property
+    def num_free_blocks(self) -> int:
+        """Blocks that popleft_n can give."""
+    def popleft(self) -> _BlockT:
+        """Take a block out. Raises ValueError where none is free."""
+    def popleft_n(self, n: int) -> list[_BlockT]:
+        """Take `n` blocks out. Raises ValueError, and takes none, where fewer are free."""
+    def remove(self, block: _BlockT) -> None:
+        """Take this block out. Raises ValueError where it is not free."""
+    def append(self, block: _BlockT) -> None:
+        """Return a block that holds a prefix. Raises ValueError where it is not in use."""
+    def append_n(self, blocks: list[_BlockT]) -> None:
+        """Return blocks that hold a prefix."""
+    def prepend_n(self, blocks: list[_BlockT]) -> None:
+        """Return blocks that hold none."""
+    def forget(self, block_ids: Sequence[int]) -> None:
+        """Cached blocks whose prefix is gone become free; other ids are ignored."""
+    def get_all_free_blocks(self) -> list[_BlockT]:
+        """Free blocks in the order of handing out."""
+    def iter_blocks_after(self, cursor: _BlockT | None) -> Iterator[_BlockT]:
+        """Free blocks in the order of handing out, after the cursor."""
