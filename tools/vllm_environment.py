@@ -12,7 +12,6 @@ PyPI alone comes the CUDA build, which works as well and is several GB larger.
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
 import subprocess
 import sys
@@ -118,7 +117,7 @@ def main() -> int:
     parser.add_argument("--log", type=Path, default=Path("build/vllm-install.log"))
     options = parser.parse_args()
     # Not resolve(): in a virtual environment python is a link to the one it was made from.
-    python = Path(os.path.abspath(options.python))
+    python = options.python.absolute()
     try:
         install_vllm(python, Steps(options.log))
     except StepFailed as failure:

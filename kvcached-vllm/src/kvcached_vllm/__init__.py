@@ -10,6 +10,7 @@ import logging
 import os
 import sys
 from importlib.metadata import entry_points
+from multiprocessing import current_process
 
 __version__ = "0.1.0"
 
@@ -33,8 +34,8 @@ class NotElastic(RuntimeError):
 
 
 def say_once(line: str, level: int = logging.WARNING) -> None:
-    """Logs a line, once a process."""
-    if line not in _said:
+    """Logs a line, once a process, and not in workers: the engine has said it."""
+    if line not in _said and not current_process().name.startswith("VllmWorker"):
         _said.add(line)
         _log.log(level, line)
 

@@ -22,6 +22,9 @@ _SCHEDULER = "kvcached_vllm.scheduler.ElasticScheduler"
 _ASYNC_SCHEDULER = "kvcached_vllm.scheduler.ElasticAsyncScheduler"
 _OURS = {_SCHEDULER, _ASYNC_SCHEDULER, *_WORKERS.values()}
 
+# Why configurations of this process stayed vanilla.
+_vanilla_reasons: list[str] = []
+
 
 @functools.cache
 def settings() -> kvcached_settings.Settings:
@@ -42,10 +45,13 @@ def chosen_by_user(vllm_config: VllmConfig) -> str | None:
     if scheduler is not None and scheduler not in _OURS:
         return f"--scheduler-cls {scheduler}"
     worker = vllm_config.parallel_config.worker_cls
-    # A copy of a configuration that vLLM has settled holds its default by name.
-    if worker != "auto" and worker not in _OURS and worker not in _WORKERS:
-        return f"--worker-cls {worker}"
-    return None
+    if worker == "auto" or worker in _OURS:
+        return None
+    choice = f"--worker-cls {worker}"
+    if worker in _WORKERS and _vanilla_reasons and f"{choice} was chosen" not in _vanilla_reasons:
+        # A copy of a configuration that stayed vanilla holds vLLM's default by name.
+        return None
+    return choice
 
 
 def vanilla_reason(vllm_config: VllmConfig) -> str | None:
@@ -84,6 +90,7 @@ def attach(vllm_config: VllmConfig, user_choice: str | None) -> None:
     if reason is not None:
         if wanted.required:
             raise NotElastic(f"kvcached: KVCACHED_REQUIRED=true, but: {reason}")
+        _vanilla_reasons.append(reason)
         say_once(f"kvcached: vanilla: {reason}")
         return
     remove_rows_at_exit(vllm_config, wanted)

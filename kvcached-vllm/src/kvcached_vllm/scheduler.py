@@ -102,7 +102,7 @@ class _Elastic:
         """vLLM's schedule(), as a numbered step."""
         supply = self._supply
         if supply is None:
-            return super().schedule(*args, **kwargs)  # type: ignore[misc,no-any-return]
+            return super().schedule(*args, **kwargs)  # type: ignore[misc]
         step = supply.begin_step()
         output = super().schedule(*args, **kwargs)  # type: ignore[misc]
         setattr(output, STEP_ATTRIBUTE, step)
