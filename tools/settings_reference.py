@@ -1,6 +1,6 @@
 """Writes the page of environment variables from the settings themselves.
 
-    python -m tools.settings_reference docs/reference/settings.md
+python -m tools.settings_reference docs/reference/settings.md
 """
 
 from __future__ import annotations

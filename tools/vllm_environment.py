@@ -19,7 +19,7 @@ from pathlib import Path
 
 from tools.install_steps import StepFailed, Steps
 
-CUDA_VLLM = "vllm==0.26.0"
+CUDA_VLLM = "vllm==0.32.0"
 CPU_TORCH = "torch==2.13.0"
 CPU_VLLM_VERSION = "0.32.0"
 CPU_VLLM_PYTHONS = ((3, 11), (3, 14))
