@@ -1,6 +1,7 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/unique_ptr.h>
+#include <nanobind/stl/vector.h>
 #include <time.h>
 
 #include <chrono>
@@ -26,26 +27,30 @@ void check_driver(const Driver& driver, Status status, const char* call) {
 
 using Clock = std::chrono::steady_clock;
 
-std::uint64_t since(Clock::time_point begin) {
-  return static_cast<std::uint64_t>(
-      std::chrono::duration_cast<std::chrono::nanoseconds>(Clock::now() - begin).count());
-}
+/// Wall-clock and processor nanoseconds of the calling thread since its construction.
+class Stopwatch {
+ public:
+  Stopwatch() : wall_(Clock::now()), processor_(processor_now()) {}
 
-std::uint64_t thread_time() {
-  timespec now{};
-  (void)clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
-  return static_cast<std::uint64_t>(now.tv_sec) * 1'000'000'000 +
-         static_cast<std::uint64_t>(now.tv_nsec);
-}
+  std::tuple<std::uint64_t, std::uint64_t> read() const {
+    const auto wall = std::chrono::duration_cast<std::chrono::nanoseconds>(Clock::now() - wall_);
+    return {static_cast<std::uint64_t>(wall.count()), processor_now() - processor_};
+  }
 
-/// What time_bare_calls() measures, in nanoseconds: for all extents together, and `cpu` for the
-/// whole of it on this thread's clock.
-struct BareTimes {
-  std::uint64_t commit = 0;
-  std::uint64_t release = 0;
-  std::uint64_t destroy = 0;
-  std::uint64_t cpu = 0;
+ private:
+  static std::uint64_t processor_now() {
+    timespec now{};
+    (void)clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+    return static_cast<std::uint64_t>(now.tv_sec) * 1'000'000'000 +
+           static_cast<std::uint64_t>(now.tv_nsec);
+  }
+
+  Clock::time_point wall_;
+  std::uint64_t processor_;
 };
+
+/// (wall, processor) nanoseconds of commit, release and destroy, for all extents together.
+using BareTimes = std::vector<std::tuple<std::uint64_t, std::uint64_t>>;
 
 /// Commits and releases extents with nothing but the driver's calls, at the addresses and in the
 /// order of a pager: each extent has `parts` parts, and the parts of one number lie together.
@@ -59,30 +64,30 @@ BareTimes time_bare_calls(Driver& driver, std::size_t part_bytes, std::size_t pa
   };
   std::vector<Handle> handles(parts * extents);
   BareTimes times;
-  const std::uint64_t cpu = thread_time();
+  const Stopwatch committing;
   for (std::size_t extent = 0; extent < extents; ++extent) {
-    const auto begin = Clock::now();
     for (std::size_t part = 0; part < parts; ++part) {
       Handle& handle = handles[extent * parts + part];
       check_driver(driver, driver.create(part_bytes, &handle), "create");
       check_driver(driver, driver.map(at(extent, part), part_bytes, handle), "map");
       check_driver(driver, driver.set_access(at(extent, part), part_bytes), "set_access");
     }
-    times.commit += since(begin);
   }
+  times.push_back(committing.read());
+  const Stopwatch releasing;
   for (std::size_t extent = extents; extent-- > 0;) {
-    const auto begin = Clock::now();
     for (std::size_t part = 0; part < parts; ++part) {
       check_driver(driver, driver.unmap(at(extent, part), part_bytes), "unmap");
     }
-    times.release += since(begin);
-    const auto unmapped = Clock::now();
+  }
+  times.push_back(releasing.read());
+  const Stopwatch destroying;
+  for (std::size_t extent = extents; extent-- > 0;) {
     for (std::size_t part = 0; part < parts; ++part) {
       check_driver(driver, driver.destroy(handles[extent * parts + part], part_bytes), "destroy");
     }
-    times.destroy += since(unmapped);
   }
-  times.cpu = thread_time() - cpu;
+  times.push_back(destroying.read());
   check_driver(driver, driver.unreserve(base, bytes), "unreserve");
   return times;
 }
@@ -154,18 +159,12 @@ void bind_drivers(nb::module_& module) {
             check_driver(driver, driver.set_access(pointer(address), bytes), "set_access");
           },
           nb::arg("address"), nb::arg("bytes"), "Lets the device read and write.")
-      .def(
-          "time_bare_calls",
-          [](Driver& driver, std::size_t part_bytes, std::size_t parts, std::size_t extents) {
-            const BareTimes times = time_bare_calls(driver, part_bytes, parts, extents);
-            return std::make_tuple(times.commit, times.release, times.destroy, times.cpu);
-          },
-          nb::call_guard<nb::gil_scoped_release>(), nb::arg("part_bytes"), nb::arg("parts"),
-          nb::arg("extents"),
-          "For benchmarks: commits and releases extents with the driver's calls alone, without "
-          "a pager. Returns nanoseconds for all extents together: (create + map + set_access, "
-          "unmap, destroy, the thread's processor time of all of it). Raises Error at the first "
-          "refusal, with memory left behind.");
+      .def("time_bare_calls", &time_bare_calls, nb::call_guard<nb::gil_scoped_release>(),
+           nb::arg("part_bytes"), nb::arg("parts"), nb::arg("extents"),
+           "For benchmarks: commits and releases extents with the driver's calls alone, without "
+           "a pager. Returns (wall, processor) nanoseconds of the thread for all extents together, "
+           "for create + map + set_access, for unmap and for destroy. Raises Error at the first "
+           "refusal, with memory left behind.");
   module.def("host_driver", &make_host_driver, nb::arg("budget_bytes") = 0,
              "This machine's memory, at most `budget_bytes` of it (0: what the machine has).");
   module.def("cuda_driver", &make_cuda_driver, nb::arg("ordinal") = 0,

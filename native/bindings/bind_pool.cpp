@@ -59,6 +59,8 @@ void bind_pool(nb::module_& module) {
       .def_prop_ro("num_free", &Pool::num_free, "Blocks to hand out: unhashed and cached.")
       .def_prop_ro("num_unhashed", &Pool::num_unhashed, "Free blocks that hold no prefix.")
       .def_prop_ro("num_cached", &Pool::num_cached, "Free blocks that hold a prefix.")
+      .def_prop_ro("cache_held_extents", &Pool::cache_held_extents,
+                   "Extents that only cached blocks keep from being released.")
       .def_prop_ro("num_used", &Pool::num_used)
       .def_prop_ro("num_usable", &Pool::num_usable, "Blocks of committed extents.")
       .def_prop_ro("num_growable", &Pool::num_growable,
@@ -81,6 +83,9 @@ void bind_pool(nb::module_& module) {
       .def("ensure", &ensure, nb::arg("blocks"), nb::arg("seconds"),
            "Tries to have `blocks` unhashed free blocks within `seconds`. False is an ordinary "
            "allocation miss.")
+      .def("expect", &Pool::expect, nb::arg("blocks"),
+           "The next steps are expected to take this many free blocks: wants what is missing "
+           "without waiting, and keeps that much ahead.")
       .def(
           "wait", [](Pool& pool, double seconds) { pool.wait(after(seconds)); },
           nb::call_guard<nb::gil_scoped_release>(), nb::arg("seconds"),
@@ -94,7 +99,8 @@ void bind_pool(nb::module_& module) {
       .def("set_limit", &Pool::set_limit, nb::arg("bytes"),
            "Most physical bytes a rank may hold; 0: no bound but the driver's.")
       .def("coldest", &Pool::coldest, nb::arg("keep"),
-           "Cached blocks to evict so that at most `keep` remain, coldest extents first.")
+           "Cached blocks to evict so that at most `keep` remain, in extents for no more than "
+           "`keep`; coldest extents first.")
       .def("in_order", &Pool::in_order, "Free block ids in the order of handing out.");
 }
 

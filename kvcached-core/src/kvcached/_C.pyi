@@ -54,14 +54,12 @@ class Driver:
         """Take a handle out of the address space."""
     def set_access(self, address: int, bytes: int) -> None:
         """Let the device read and write."""
-    def time_bare_calls(
-        self, part_bytes: int, parts: int, extents: int
-    ) -> tuple[int, int, int, int]:
+    def time_bare_calls(self, part_bytes: int, parts: int, extents: int) -> list[tuple[int, int]]:
         """For benchmarks: commit and release extents with the driver's calls alone.
 
-        Returns nanoseconds for all extents together: (create + map + set_access, unmap, destroy,
-        the thread's processor time of all of it). Raises Error at the first refusal, with memory
-        left behind.
+        Returns (wall, processor) nanoseconds of the thread for all extents together, for create +
+        map + set_access, for unmap and for destroy. Raises Error at the first refusal, with
+        memory left behind.
         """
 
 def host_driver(budget_bytes: int = 0) -> Driver:
@@ -215,6 +213,9 @@ class Pool:
     def num_cached(self) -> int:
         """Free blocks that hold a prefix."""
     @property
+    def cache_held_extents(self) -> int:
+        """Extents that only cached blocks keep from being released."""
+    @property
     def num_used(self) -> int:
         """Blocks that were handed out."""
     @property
@@ -259,6 +260,9 @@ class Pool:
     def ensure(self, blocks: int, seconds: float) -> bool:
         """Try to have `blocks` unhashed free blocks within `seconds`. False is an ordinary
         allocation miss."""
+    def expect(self, blocks: int) -> None:
+        """Tell how many free blocks the next steps are expected to take: want what is missing
+        without waiting, and keep that much ahead."""
     def wait(self, seconds: float) -> None:
         """Sleep until a pager answers, at most `seconds`."""
     def begin_step(self, step: int) -> None:

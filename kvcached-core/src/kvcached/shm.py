@@ -7,6 +7,14 @@ import re
 import stat
 from pathlib import Path
 
+#: A row takes 17 bytes an extent and rank; this is more than a large engine's rows together.
+ROOM_BYTES = 4 << 20
+
+_ADVICE = (
+    "mount /dev/shm (Docker: --shm-size, Kubernetes: an emptyDir with medium Memory) "
+    "or set KVCACHED_SHM_DIR to a directory in memory"
+)
+
 
 class SharedMemoryError(RuntimeError):
     """The directory for shared memory cannot be used: which, why and what to do, in one line."""
@@ -19,23 +27,31 @@ def directory(configured: str = "") -> Path:
     SharedMemoryError where it cannot be made, or belongs to somebody else.
     """
     path = Path(configured) if configured else Path(f"/dev/shm/kvcached-{os.getuid()}")
-    advice = (
-        "mount /dev/shm (Docker: --shm-size, Kubernetes: an emptyDir with medium Memory) "
-        "or set KVCACHED_SHM_DIR to a directory in memory"
-    )
     try:
         path.mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
-        raise SharedMemoryError(f"kvcached: {path}: {error.strerror}; {advice}") from None
+        raise SharedMemoryError(f"kvcached: {path}: {error.strerror}; {_ADVICE}") from None
     # Anybody may make a link of the default's name in /dev/shm; a configured one is the user's.
     info = path.stat() if configured else path.lstat()
-    if not stat.S_ISDIR(info.st_mode) or not os.access(path, os.W_OK | os.X_OK):
-        raise SharedMemoryError(f"kvcached: {path}: not a directory to write in; {advice}")
     if not configured and info.st_uid != os.getuid():
         raise SharedMemoryError(
             f"kvcached: {path}: belongs to user {info.st_uid}; remove it or set KVCACHED_SHM_DIR"
         )
+    if not stat.S_ISDIR(info.st_mode) or not os.access(path, os.W_OK | os.X_OK):
+        raise SharedMemoryError(f"kvcached: {path}: not a directory to write in; {_ADVICE}")
     return path
+
+
+def check_room(where: Path) -> None:
+    """Raises SharedMemoryError where a directory's file system is read-only or nearly full."""
+    room = os.statvfs(where)
+    if room.f_flag & os.ST_RDONLY:
+        raise SharedMemoryError(f"kvcached: {where}: Read-only file system; {_ADVICE}")
+    free = room.f_bavail * room.f_frsize
+    if free < ROOM_BYTES:
+        raise SharedMemoryError(
+            f"kvcached: {where}: {free} bytes free, {ROOM_BYTES} needed; {_ADVICE}"
+        )
 
 
 def row_path(where: Path, engine: str, rank: int) -> Path:

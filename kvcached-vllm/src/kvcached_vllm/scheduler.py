@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
+from itertools import islice
 from math import ceil
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +34,9 @@ _log = logging.getLogger("vllm.kvcached")
 
 #: Where a step's number rides on vLLM's step plan to the workers.
 STEP_ATTRIBUTE = "kvcached_step"
+#: How many steps before a request's block is full the next one is fetched. The pager answers
+#: within one or two steps even where all requests fill theirs at once.
+_STEPS_AHEAD = 4
 #: Seconds between lines about an engine that waits for memory.
 _STARVED_LOG_INTERVAL = 10.0
 
@@ -45,7 +50,11 @@ class _Elastic:
     kv_cache_manager: Any
     requests: dict[str, Request]
     max_model_len: int
+    max_num_running_reqs: int
+    max_num_scheduled_tokens: int
     block_size: int
+    running: list[Request]
+    waiting: Any
 
     _supply: BlockSupply | None = None
     _starved_logged = 0.0
@@ -103,13 +112,35 @@ class _Elastic:
         supply = self._supply
         if supply is None:
             return super().schedule(*args, **kwargs)  # type: ignore[misc]
-        step = supply.begin_step()
+        step = supply.begin_step(self._blocks_to_admit())
         output = super().schedule(*args, **kwargs)  # type: ignore[misc]
         setattr(output, STEP_ATTRIBUTE, step)
-        supply.end_step()
+        supply.end_step(self._blocks_to_admit() + self._blocks_to_extend())
         if output.total_num_scheduled_tokens == 0 and self._starved(supply):
             supply.pause()
         return output
+
+    def _blocks_to_admit(self) -> int:
+        """Blocks that a step would give to waiting requests, prefix hits not deducted."""
+        slots = self.max_num_running_reqs - len(self.running)
+        # A priority queue would sort itself to be looked through.
+        if slots <= 0 or not isinstance(self.waiting, deque):
+            return 0
+        blocks = 0
+        tokens = self.max_num_scheduled_tokens
+        for request in islice(self.waiting, slots):
+            fresh = min(request.num_tokens - request.num_computed_tokens, tokens)
+            blocks += -(-fresh // self.block_size)
+            tokens -= fresh
+            if tokens <= 0:
+                break
+        return blocks
+
+    def _blocks_to_extend(self) -> int:
+        """Blocks that running requests will fill up to within the next steps."""
+        size = self.block_size
+        edge = size - _STEPS_AHEAD
+        return sum(request.num_computed_tokens % size >= edge for request in self.running)
 
     def _starved(self, supply: BlockSupply) -> bool:
         if not (supply.pool.denied or supply.pool.wanted_extents):

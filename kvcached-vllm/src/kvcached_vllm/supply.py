@@ -19,6 +19,8 @@ STEP_BUDGET = 0.005
 #: Longest wait for a request that runs, in seconds. The pager answers every request within one
 #: driver call; giving up before its answer would preempt, which costs a whole prefill.
 RUNNING_BUDGET = 1.0
+#: Longest wait of an engine that has just become idle for memory it ordered, in seconds.
+IDLE_BUDGET = 0.1
 
 
 class BlockSupply:
@@ -65,15 +67,19 @@ class BlockSupply:
         """The number of the current scheduling step."""
         return self._step
 
-    def begin_step(self) -> int:
-        """Starts a step; returns its number."""
+    def begin_step(self, to_admit: int = 0) -> int:
+        """Starts a step that may admit `to_admit` blocks; returns its number."""
         self._step += 1
         self._deadline = time.monotonic() + STEP_BUDGET
         self.pool.begin_step(self._step)
+        if to_admit:
+            self.pool.expect(to_admit)
         return self._step
 
-    def end_step(self) -> None:
-        """Orders what the next steps will need, while the device works on this one."""
+    def end_step(self, ahead: int = 0) -> None:
+        """Orders the `ahead` blocks that the next steps will need, while the device works on
+        this one."""
+        self.pool.expect(ahead)
         self.pool.balance(False)
         self._settle()
 
@@ -84,15 +90,23 @@ class BlockSupply:
 
     def tidy(self, idle: bool) -> None:
         """Evicts prefixes above the cap and releases empty extents beyond the slack."""
-        if self._max_cached is not None and self.pool.num_cached > self._max_cached:
+        if self._max_cached is not None and self.pool.num_cached:
             self._evict(self._max_cached)
         self.pool.balance(idle)
+        if idle and self.pool.wanted_extents:
+            # What was ordered ahead arrives when nobody schedules any more; nobody is kept
+            # waiting either.
+            deadline = time.monotonic() + IDLE_BUDGET
+            while self.pool.wanted_extents and time.monotonic() < deadline:
+                self.pool.wait(IDLE_BUDGET)
+                self.pool.balance(idle)
         self._settle()
 
     def _evict(self, keep: int) -> None:
         blocks = self.pool.coldest(keep)
-        self._block_pool.evict_blocks(set(blocks))
-        self.queue.forget(blocks)
+        if blocks:
+            self._block_pool.evict_blocks(set(blocks))
+            self.queue.forget(blocks)
 
     def forget_prefixes(self) -> None:
         """Follows vLLM, which has dropped every prefix."""

@@ -141,7 +141,8 @@ class _Elastic:
         try:
             pager.start()
         except _C.Error as error:
-            raise NotElastic(f"kvcached: {error}") from None
+            advice = "raise KVCACHED_LIMIT" if wanted.limit else "free memory on the device"
+            raise NotElastic(f"kvcached: {error}; {advice}") from None
         return pager
 
     def _tensor(self, pager: _C.Pager) -> torch.Tensor:
@@ -182,6 +183,9 @@ class ElasticCPUWorker(_Elastic, CPUWorker):  # type: ignore[misc]
     A cache that takes memory by demand does not need all of it free at start: where neighbours
     hold some, the worker asks for what is left instead of refusing to start.
     """
+
+    # What vLLM's CPUWorker has.
+    requested_cpu_memory: int
 
     #: Left to neighbours that start or grow between our look and vLLM's check.
     _HEADROOM = 0.1

@@ -46,6 +46,10 @@ class Driver {
   /// The smallest physical unit in bytes: 2 MiB on CUDA, 64 KiB on the host.
   [[nodiscard]] virtual std::size_t granularity() const noexcept = 0;
 
+  /// The largest handle that is worth asking for, in bytes: beyond it, or where the cost is per
+  /// byte and not per handle, a larger one only pins more.
+  [[nodiscard]] virtual std::size_t largest_useful_handle() const noexcept = 0;
+
   /// How many separate mappings one process may hold; 0 where the driver sets no bound.
   [[nodiscard]] virtual std::size_t max_mappings() const noexcept = 0;
 

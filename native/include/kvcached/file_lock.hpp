@@ -9,7 +9,8 @@ namespace kvcached {
 /// A file held open, with its first byte locked by an open-file-description lock.
 ///
 /// The lock goes with the process, however it ends. A forked child would keep the description,
-/// and so the lock, alive after its parent's death; it is therefore closed in every child.
+/// and so the lock, alive after its parent's death; it is therefore closed in every child. There
+/// is room for 256 of them in a process; one more is out_of_memory.
 class FileLock {
  public:
   FileLock() = default;
@@ -32,7 +33,7 @@ class FileLock {
   [[nodiscard]] int fd() const noexcept { return fd_; }
 
  private:
-  void adopt(int fd);
+  [[nodiscard]] Status adopt(int fd);
   void close() noexcept;
 
   int fd_ = -1;

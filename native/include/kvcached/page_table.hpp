@@ -50,7 +50,7 @@ struct RowFacts {
 
 /// The start of a row's file. Counters start at 0 and only grow unless said otherwise.
 struct RowHeader {
-  std::uint64_t magic = 0;
+  std::atomic<std::uint64_t> magic{0};  // written last: who sees it sees the facts
   std::uint64_t format = 0;
   RowFacts facts;
 

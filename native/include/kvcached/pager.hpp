@@ -26,8 +26,8 @@ struct PagerOptions {
   std::uint64_t limit_bytes = 0;
   /// Extents from 0 on that are committed at start and never released.
   std::uint32_t pinned_extents = 1;
-  /// The largest part of a unit that is worth one handle.
-  std::uint64_t max_handle_bytes = std::uint64_t{64} << 20;
+  /// The largest part of a unit to back with one handle; 0: what the driver finds useful.
+  std::uint64_t max_handle_bytes = 0;
 };
 
 /// The native thread that makes one rank's row of the page table true.

@@ -44,14 +44,17 @@ class Pool {
   [[nodiscard]] bool give_cached(std::uint32_t block) noexcept;
   /// Tells that a cached block's prefix is gone. False where it was not cached.
   [[nodiscard]] bool forget(std::uint32_t block) noexcept;
-  /// The cached blocks to evict so that at most `keep` remain: least recently used first, and
-  /// with each the other cached blocks of its extent where that empties the extent.
+  /// The cached blocks to evict so that at most `keep` remain, in extents that could at most hold
+  /// `keep` where nothing else uses them: least recently used first, and with each the other
+  /// cached blocks of its unit where that empties the unit.
   [[nodiscard]] std::vector<std::uint32_t> coldest(std::uint32_t keep) const;
 
   /// Blocks that take() can give: free and cached.
   [[nodiscard]] std::uint32_t num_free() const noexcept { return free_.count() + cached_.size(); }
   [[nodiscard]] std::uint32_t num_unhashed() const noexcept { return free_.count(); }
   [[nodiscard]] std::uint32_t num_cached() const noexcept { return cached_.size(); }
+  /// Extents, the pinned ones apart, that only cached blocks keep from being released.
+  [[nodiscard]] std::uint32_t cache_held_extents() const noexcept { return cache_held_extents_; }
   [[nodiscard]] std::uint32_t num_used() const noexcept {
     return extents_.usable_blocks() - num_free();
   }
@@ -70,6 +73,10 @@ class Pool {
   /// what is missing and sleeps for it until `deadline`. Returns whether they are there; fewer
   /// is an ordinary allocation miss.
   bool ensure(std::uint32_t blocks, Clock::time_point deadline);
+
+  /// Tells how many free blocks the next steps are expected to take: wants what is missing
+  /// without waiting, and until told otherwise keeps that much ahead, beyond the slack.
+  void expect(std::uint32_t blocks);
 
   /// Sleeps until an extent's state changes on any rank that owes an answer, or `deadline`.
   void wait(Clock::time_point deadline);
@@ -100,6 +107,11 @@ class Pool {
  private:
   enum class BlockState : std::uint8_t { absent, free, cached, used };
 
+  // Whether only cached blocks keep a unit from being released.
+  [[nodiscard]] bool cache_holds(Row::Request unit) const noexcept {
+    return used_in_unit_[unit.first] == 0 && cached_in_unit_[unit.first] != 0 &&
+           unit.first >= extents_.pinned();
+  }
   void poll();
   void adopt(Row::Request unit);
   void withdraw(Row::Request unit);
@@ -114,8 +126,12 @@ class Pool {
   BlockList cached_;
   std::vector<std::uint32_t> cached_in_extent_;
   std::vector<std::uint32_t> used_in_extent_;
+  std::vector<std::uint32_t> used_in_unit_;    // by a unit's first extent
+  std::vector<std::uint32_t> cached_in_unit_;  // likewise
+  std::uint32_t cache_held_extents_ = 0;
   SlackPolicy slack_;
 
+  std::uint32_t expected_blocks_ = 0;
   std::uint64_t step_ = 0;
   std::uint64_t limit_bytes_ = 0;
   bool denied_ = false;

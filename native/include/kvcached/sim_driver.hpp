@@ -80,6 +80,9 @@ class SimDriver final : public Driver {
   [[nodiscard]] const char* name() const noexcept override { return "sim"; }
   [[nodiscard]] Status probe() override;
   [[nodiscard]] std::size_t granularity() const noexcept override;
+  [[nodiscard]] std::size_t largest_useful_handle() const noexcept override {
+    return std::size_t{64} << 20;
+  }
   [[nodiscard]] std::size_t max_mappings() const noexcept override;
   [[nodiscard]] Status reserve(std::size_t bytes, void** address) override;
   [[nodiscard]] Status unreserve(void* address, std::size_t bytes) override;

@@ -25,13 +25,15 @@ void close_in_child() {
   }
 }
 
-void remember(int fd) {
+// False where there is no room for one more.
+bool remember(int fd) {
   static const int registered = pthread_atfork(nullptr, nullptr, &close_in_child);
   (void)registered;
   for (auto& slot : g_open_plus_one) {
     int empty = 0;
-    if (slot.compare_exchange_strong(empty, fd + 1)) return;
+    if (slot.compare_exchange_strong(empty, fd + 1)) return true;
   }
+  return false;
 }
 
 // Whether the descriptor was still open in this process (a forked child's copies are closed).
@@ -81,10 +83,14 @@ FileLock& FileLock::operator=(FileLock&& other) noexcept {
 
 FileLock::~FileLock() { close(); }
 
-void FileLock::adopt(int fd) {
+Status FileLock::adopt(int fd) {
   close();
+  if (!remember(fd)) {
+    ::close(fd);
+    return Status::out_of_memory;
+  }
   fd_ = fd;
-  remember(fd);
+  return Status::ok;
 }
 
 void FileLock::close() noexcept {
@@ -95,15 +101,17 @@ void FileLock::close() noexcept {
 Status FileLock::create(const std::string& path, FileLock* lock) {
   const int fd = ::open(path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
   if (fd < 0) return from_errno();
-  lock->adopt(fd);
+  if (const Status status = lock->adopt(fd); status != Status::ok) {
+    ::unlink(path.c_str());
+    return status;
+  }
   return lock->try_lock();
 }
 
 Status FileLock::open(const std::string& path, FileLock* lock) {
   const int fd = ::open(path.c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW);
   if (fd < 0) return from_errno();
-  lock->adopt(fd);
-  return Status::ok;
+  return lock->adopt(fd);
 }
 
 Status FileLock::try_lock() const noexcept {

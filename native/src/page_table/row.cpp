@@ -97,8 +97,7 @@ Status Row::create(const std::string& path, const RowFacts& facts, std::unique_p
   made->ring_ = reinterpret_cast<std::atomic<std::uint64_t>*>(bytes + layout.ring);
   made->states_ = reinterpret_cast<std::atomic<ExtentState>*>(bytes + layout.states);
   // Published last: a reader that sees the magic sees the rest.
-  std::atomic_thread_fence(std::memory_order_release);
-  made->header_->magic = kMagic;
+  made->header_->magic.store(kMagic, std::memory_order_release);
   *row = std::move(made);
   return Status::ok;
 }
@@ -133,8 +132,8 @@ Status Row::attach(const std::string& path, std::unique_ptr<Row>* row, std::stri
   made->mapped_by_ = getpid();
   char* const bytes = static_cast<char*>(base);
   made->header_ = reinterpret_cast<RowHeader*>(bytes);
-  const bool known = made->header_->magic == kMagic && made->header_->format == kFormat;
-  std::atomic_thread_fence(std::memory_order_acquire);
+  const bool known = made->header_->magic.load(std::memory_order_acquire) == kMagic &&
+                     made->header_->format == kFormat;
   if (!known || layout_of(made->facts()).bytes != made->bytes_) {
     *error = path + ": written by another version of kvcached";
     return Status::unsupported;

@@ -39,8 +39,9 @@ RowFacts describe(const Backing& backing, const Driver& driver, const PagerOptio
   for (const GranuleRun& run : geometry.granules_of(0, 1, granule)) {
     part = std::max<std::uint64_t>(part, run.count * granule);
   }
-  facts.max_unit_extents =
-      static_cast<std::uint32_t>(std::max<std::uint64_t>(1, options.max_handle_bytes / part));
+  const std::uint64_t largest =
+      options.max_handle_bytes != 0 ? options.max_handle_bytes : driver.largest_useful_handle();
+  facts.max_unit_extents = static_cast<std::uint32_t>(std::max<std::uint64_t>(1, largest / part));
   for (const ByteRange& range : geometry.bytes_of(0, 1)) {
     facts.block_bytes += range.end - range.begin;
   }

@@ -26,6 +26,8 @@ Pool::Pool(std::vector<std::unique_ptr<Row>> rows, SlackBounds slack)
       cached_(extents_.num_blocks()),
       cached_in_extent_(extents_.num_extents(), 0),
       used_in_extent_(extents_.num_extents(), 0),
+      used_in_unit_(extents_.num_extents(), 0),
+      cached_in_unit_(extents_.num_extents(), 0),
       slack_(slack) {
   limit_bytes_ = extents_.row(0).header().limit_bytes.load();
   for (std::uint32_t extent = 0; extent < extents_.pinned(); ++extent) adopt({extent, 1});
@@ -41,19 +43,24 @@ std::uint32_t Pool::take() noexcept {
 }
 
 bool Pool::remove(std::uint32_t block) noexcept {
-  if (block >= states_.size()) return false;
+  if (block >= states_.size() ||
+      (states_[block] != BlockState::free && states_[block] != BlockState::cached)) {
+    return false;
+  }
   const std::uint32_t extent = extents_.extent_of(block);
+  const Row::Request unit = extents_.unit_of(extent);
+  if (cache_holds(unit)) cache_held_extents_ -= unit.count;
   if (states_[block] == BlockState::free) {
     free_.clear(block);
     if (used_in_extent_[extent] + cached_in_extent_[extent] == 0) extents_.mark_busy(extent);
-  } else if (states_[block] == BlockState::cached) {
+  } else {
     cached_.remove(block);
     --cached_in_extent_[extent];
-  } else {
-    return false;
+    --cached_in_unit_[unit.first];
   }
   states_[block] = BlockState::used;
   ++used_in_extent_[extent];
+  ++used_in_unit_[unit.first];
   return true;
 }
 
@@ -66,6 +73,9 @@ bool Pool::give(std::uint32_t block) noexcept {
   if (used_in_extent_[extent] + cached_in_extent_[extent] == 0) {
     extents_.mark_empty(extent, step_);
   }
+  const Row::Request unit = extents_.unit_of(extent);
+  --used_in_unit_[unit.first];
+  if (cache_holds(unit)) cache_held_extents_ += unit.count;
   return true;
 }
 
@@ -76,6 +86,10 @@ bool Pool::give_cached(std::uint32_t block) noexcept {
   cached_.push_back(block);
   --used_in_extent_[extent];
   ++cached_in_extent_[extent];
+  const Row::Request unit = extents_.unit_of(extent);
+  --used_in_unit_[unit.first];
+  ++cached_in_unit_[unit.first];
+  if (cache_holds(unit)) cache_held_extents_ += unit.count;
   return true;
 }
 
@@ -86,21 +100,32 @@ bool Pool::forget(std::uint32_t block) noexcept {
 }
 
 std::vector<std::uint32_t> Pool::coldest(std::uint32_t keep) const {
+  // A unit with one cached block costs as much as one full of them, so the cap bounds the
+  // extents that only the cache holds, too.
+  const std::uint32_t per_extent = extents_.blocks_per_extent();
+  const std::uint32_t keep_extents = (keep + per_extent - 1) / per_extent;
+  std::uint32_t cached = cached_.size();
+  std::uint32_t held = cache_held_extents_;
   std::vector<std::uint32_t> chosen;
-  if (cached_.size() <= keep) return chosen;
-  const std::uint32_t excess = cached_.size() - keep;
-  std::vector<bool> whole(extents_.num_extents(), false);
-  for (std::uint32_t block = cached_.front(); block != BlockList::kNone && chosen.size() < excess;
+  if (cached <= keep && held <= keep_extents) return chosen;
+  std::vector<bool> seen(extents_.num_extents(), false);
+  for (std::uint32_t block = cached_.front();
+       block != BlockList::kNone && (cached > keep || held > keep_extents);
        block = cached_.after(block)) {
-    const std::uint32_t extent = extents_.extent_of(block);
-    if (whole[extent]) continue;
-    if (used_in_extent_[extent] != 0 || extent < extents_.pinned()) {
-      chosen.push_back(block);
+    const Row::Request unit = extents_.unit_of(extents_.extent_of(block));
+    if (seen[unit.first]) continue;
+    if (!cache_holds(unit)) {
+      if (cached > keep) {
+        chosen.push_back(block);
+        --cached;
+      }
       continue;
     }
-    whole[extent] = true;
-    for (std::uint32_t mate = extents_.first_block(extent); mate < extents_.end_block(extent);
-         ++mate) {
+    seen[unit.first] = true;
+    held -= unit.count;
+    cached -= cached_in_unit_[unit.first];
+    const std::uint32_t end = extents_.end_block(unit.first + unit.count - 1);
+    for (std::uint32_t mate = extents_.first_block(unit.first); mate < end; ++mate) {
       if (states_[mate] == BlockState::cached) chosen.push_back(mate);
     }
   }
@@ -157,6 +182,13 @@ bool Pool::ensure(std::uint32_t blocks, Clock::time_point deadline) {
   return free_.count() >= blocks;
 }
 
+void Pool::expect(std::uint32_t blocks) {
+  expected_blocks_ = blocks;
+  const std::uint32_t per_extent = extents_.blocks_per_extent();
+  const std::uint32_t ahead = free_.count() + extents_.wanted() * per_extent;
+  if (blocks > ahead && !denied_) grow((blocks - ahead + per_extent - 1) / per_extent);
+}
+
 void Pool::wait(Clock::time_point deadline) {
   Row* const row = extents_.owing();
   if (row == nullptr) return;
@@ -190,8 +222,13 @@ void Pool::balance(bool idle) {
   const std::uint32_t busy = extents_.usable() - extents_.empty();
   slack_.note_growth(busy > busy_at_balance_ ? busy - busy_at_balance_ : 0);
   busy_at_balance_ = busy;
-  if (idle) slack_.reset();
-  const std::uint32_t target = slack_.target();
+  if (idle) {
+    slack_.reset();
+    expected_blocks_ = 0;
+  }
+  const std::uint32_t per_extent = extents_.blocks_per_extent();
+  const std::uint32_t expected = (expected_blocks_ + per_extent - 1) / per_extent;
+  const std::uint32_t target = std::max(slack_.target(), expected);
   const std::uint32_t ahead = extents_.empty() + extents_.wanted();
   if (ahead < target && !denied_) {
     grow(target - ahead);

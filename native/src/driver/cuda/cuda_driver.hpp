@@ -24,6 +24,11 @@ class CudaDriver final : public Driver {
   [[nodiscard]] const char* name() const noexcept override { return "cuda"; }
   [[nodiscard]] Status probe() override;
   [[nodiscard]] std::size_t granularity() const noexcept override { return granularity_; }
+  // A 64 MiB handle costs 85 us to commit and release, a 2 MiB one 64 us; above it the cost
+  // grows with the bytes (cuMemRelease: 28 us for 64 MiB, 289 us for 1 GiB on an H200).
+  [[nodiscard]] std::size_t largest_useful_handle() const noexcept override {
+    return std::size_t{64} << 20;
+  }
   [[nodiscard]] std::size_t max_mappings() const noexcept override { return 0; }
   [[nodiscard]] Status reserve(std::size_t bytes, void** address) override;
   [[nodiscard]] Status unreserve(void* address, std::size_t bytes) override;

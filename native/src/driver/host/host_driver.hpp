@@ -28,6 +28,10 @@ class HostDriver final : public Driver {
   [[nodiscard]] const char* name() const noexcept override { return "host"; }
   [[nodiscard]] Status probe() override;
   [[nodiscard]] std::size_t granularity() const noexcept override;
+  // The kernel's work is per page, so a larger handle saves nothing.
+  [[nodiscard]] std::size_t largest_useful_handle() const noexcept override {
+    return granularity();
+  }
   [[nodiscard]] std::size_t max_mappings() const noexcept override { return max_mappings_; }
   [[nodiscard]] Status reserve(std::size_t bytes, void** address) override;
   [[nodiscard]] Status unreserve(void* address, std::size_t bytes) override;

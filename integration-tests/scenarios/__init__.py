@@ -1,0 +1,32 @@
+"""What an engine is made to do. Each scenario takes a session and returns plain data.
+
+A scenario judges nothing: the same one runs on a vanilla and on an elastic engine, and the
+tests compare. Prompts are drawn from their names, so that both engines get the same ones.
+"""
+
+from scenarios.aborting import abort_half
+from scenarios.breaking import touch_committed_block, touch_uncommitted_block
+from scenarios.greedy import long_answer, long_prompt_in_chunks, mixed_lengths
+from scenarios.limits import greatest_requests, overlong_prompt
+from scenarios.memory import grow_and_shrink, lie_idle, wait_to_be_killed
+from scenarios.pooling import embed
+from scenarios.prefixes import reset_prefix_cache, shared_prefixes
+from scenarios.sampling import several_answers
+
+__all__ = [
+    "abort_half",
+    "embed",
+    "greatest_requests",
+    "grow_and_shrink",
+    "lie_idle",
+    "long_answer",
+    "long_prompt_in_chunks",
+    "mixed_lengths",
+    "overlong_prompt",
+    "reset_prefix_cache",
+    "several_answers",
+    "shared_prefixes",
+    "touch_committed_block",
+    "touch_uncommitted_block",
+    "wait_to_be_killed",
+]

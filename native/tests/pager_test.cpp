@@ -1,0 +1,414 @@
+#include "kvcached/pager.hpp"
+
+#include <gtest/gtest.h>
+
+#include <chrono>
+#include <filesystem>
+#include <functional>
+#include <memory>
+#include <string>
+#include <thread>
+
+#include "borrowed_driver.hpp"
+#include "kvcached/sim_driver.hpp"
+#include "sample_geometry.hpp"
+#include "temporary_directory.hpp"
+
+namespace kvcached {
+namespace {
+
+using Call = SimDriver::Call;
+using Clock = std::chrono::steady_clock;
+using std::chrono::milliseconds;
+using std::chrono::seconds;
+
+constexpr std::size_t kGranule = 4096;
+constexpr std::uint32_t kExtents = 16;
+
+bool eventually(const std::function<bool()>& condition) {
+  const auto deadline = Clock::now() + seconds(10);
+  while (!condition()) {
+    if (Clock::now() > deadline) return false;
+    std::this_thread::sleep_for(std::chrono::microseconds(200));
+  }
+  return true;
+}
+
+/// A pager on a simulated device, and the scheduler's side of its row.
+class PagerTest : public testing::Test {
+ protected:
+  void SetUp() override { ASSERT_EQ(driver.probe(), Status::ok); }
+  void TearDown() override {
+    scheduler.reset();
+    pager.reset();
+    EXPECT_EQ(driver.snapshot(), SimDriver::Snapshot{}) << "something was not given back";
+    EXPECT_EQ(driver.contract_violations(), 0u);
+    EXPECT_FALSE(std::filesystem::exists(options.path));
+  }
+
+  void make() {
+    pager = std::make_unique<Pager>(std::make_unique<BorrowedDriver>(driver),
+                                    layers_apart(2, kExtents, kGranule, 1), options);
+  }
+  void start() {
+    make();
+    ASSERT_EQ(pager->start(&error), Status::ok) << error;
+    ASSERT_EQ(Row::attach(options.path, &scheduler, &error), Status::ok) << error;
+  }
+
+  void tell(Row::Request unit, ExtentState state, std::uint64_t fence = 0) {
+    for (std::uint32_t extent = unit.first; extent < unit.first + unit.count; ++extent) {
+      scheduler->fence(extent) = fence;
+      scheduler->state(extent) = state;
+    }
+    scheduler->push(unit);
+  }
+  bool becomes(Row::Request unit, ExtentState state) {
+    return eventually([&] { return is(unit, state); });
+  }
+  bool is(Row::Request unit, ExtentState state) const {
+    for (std::uint32_t extent = unit.first; extent < unit.first + unit.count; ++extent) {
+      if (scheduler->state(extent) != state) return false;
+    }
+    return true;
+  }
+  bool stays(Row::Request unit, ExtentState state, milliseconds time = milliseconds(20)) {
+    std::this_thread::sleep_for(time);
+    return is(unit, state);
+  }
+  bool commit(Row::Request unit) {
+    tell(unit, ExtentState::wanted);
+    return becomes(unit, ExtentState::committed);
+  }
+  RowHeader& header() { return scheduler->header(); }
+
+  // Keeps its clock at zero: an event passes when the test says so.
+  static Event event(std::uint64_t number) { return {number}; }
+
+  TemporaryDirectory directory;
+  SimDriver driver{{.granularity = kGranule}};
+  PagerOptions options{.path = directory / "engine.0.row", .engine = "test", .layout = "layer"};
+  std::unique_ptr<Pager> pager;
+  std::unique_ptr<Row> scheduler;
+  std::string error;
+};
+
+TEST_F(PagerTest, TheRowTellsWhatThePagerBacks) {
+  options.rank = 2;
+  options.pinned_extents = 3;
+  options.max_handle_bytes = 8 * kGranule;
+  start();
+  const RowFacts& facts = scheduler->facts();
+  EXPECT_EQ(facts.rank, 2u);
+  EXPECT_EQ(facts.num_blocks, kExtents);
+  EXPECT_EQ(facts.num_extents, kExtents);
+  EXPECT_EQ(facts.pinned_extents, 3u);
+  EXPECT_EQ(facts.max_unit_extents, 8u);
+  EXPECT_EQ(facts.granule_bytes, kGranule);
+  EXPECT_EQ(facts.extent_bytes, 2 * kGranule);
+  EXPECT_EQ(facts.block_bytes, 2 * kGranule);
+  EXPECT_EQ(facts.virtual_bytes, 2 * kExtents * kGranule);
+  EXPECT_STREQ(facts.driver, "sim");
+  EXPECT_STREQ(facts.engine, "test");
+  EXPECT_STREQ(facts.layout, "layer");
+}
+
+TEST_F(PagerTest, PinnedExtentsAreCommittedAtTheStart) {
+  options.pinned_extents = 2;
+  start();
+  EXPECT_TRUE(is({0, 2}, ExtentState::committed));
+  EXPECT_TRUE(is({2, kExtents - 2}, ExtentState::absent));
+  EXPECT_EQ(driver.mapped_bytes(), 4 * kGranule);
+  EXPECT_EQ(header().mapped_bytes, 4 * kGranule);
+}
+
+TEST_F(PagerTest, MorePinnedExtentsThanThereAreAreAllOfThem) {
+  options.pinned_extents = 1000;
+  start();
+  EXPECT_EQ(scheduler->facts().pinned_extents, kExtents);
+  EXPECT_TRUE(is({0, kExtents}, ExtentState::committed));
+}
+
+TEST_F(PagerTest, WhicheverCallFailsAtTheStartNothingIsLeftBehind) {
+  options.pinned_extents = 3;
+  make();
+  const std::uint64_t before = driver.calls();
+  ASSERT_EQ(pager->start(&error), Status::ok) << error;
+  pager->stop();
+  const std::uint64_t calls = driver.calls() - before;
+  pager.reset();
+  ASSERT_GT(calls, 10u);
+  for (std::uint64_t n = 1; n <= calls; ++n) {
+    SCOPED_TRACE(n);
+    make();
+    driver.fail_call(n, Status::out_of_memory);
+    error.clear();
+    EXPECT_NE(pager->start(&error), Status::ok);
+    driver.clear_failures();
+    EXPECT_NE(error, "");
+    EXPECT_EQ(driver.snapshot(), SimDriver::Snapshot{});
+    EXPECT_FALSE(std::filesystem::exists(options.path));
+    EXPECT_EQ(pager->start(&error), Status::ok) << "it may be tried again: " << error;
+    EXPECT_EQ(driver.mapped_bytes(), 6 * kGranule);
+    pager.reset();
+  }
+}
+
+TEST_F(PagerTest, ALimitBelowThePinnedExtentsRefusesToStart) {
+  options.pinned_extents = 3;
+  options.limit_bytes = 5 * kGranule;
+  make();
+  EXPECT_EQ(pager->start(&error), Status::out_of_memory);
+  EXPECT_NE(error.find("always committed"), std::string::npos);
+  EXPECT_EQ(driver.snapshot(), SimDriver::Snapshot{});
+}
+
+TEST_F(PagerTest, ARowThatAnotherHoldsRefusesToStartAndLeavesNothing) {
+  start();
+  SimDriver second({.granularity = kGranule});
+  ASSERT_EQ(second.probe(), Status::ok);
+  Pager late(std::make_unique<BorrowedDriver>(second), layers_apart(2, kExtents, kGranule, 1),
+             options);
+  EXPECT_EQ(late.start(&error), Status::busy);
+  EXPECT_EQ(second.snapshot(), SimDriver::Snapshot{});
+  EXPECT_TRUE(commit({4, 1})) << "the first one goes on";
+}
+
+TEST_F(PagerTest, ARequestIsAnsweredAndCounted) {
+  start();
+  const std::uint32_t answers = header().answers;
+  ASSERT_TRUE(commit({4, 4}));
+  EXPECT_TRUE(eventually([&] { return header().answers != answers; }));
+  EXPECT_EQ(header().commits, 4u);
+  EXPECT_EQ(header().mapped_bytes, 10 * kGranule);
+  EXPECT_EQ(driver.mapped_bytes(), 10 * kGranule);
+  EXPECT_EQ(pager->last_error(), "");
+}
+
+TEST_F(PagerTest, ManyRequestsAtOnceAreAllAnswered) {
+  start();
+  for (std::uint32_t round = 0; round < 20; ++round) {
+    for (std::uint32_t extent = 1; extent < kExtents; ++extent) {
+      tell({extent, 1}, ExtentState::wanted);
+    }
+    ASSERT_TRUE(becomes({1, kExtents - 1}, ExtentState::committed));
+    for (std::uint32_t extent = 1; extent < kExtents; ++extent) {
+      tell({extent, 1}, ExtentState::releasing);
+    }
+    ASSERT_TRUE(becomes({1, kExtents - 1}, ExtentState::absent));
+  }
+}
+
+TEST_F(PagerTest, ARequestTheDeviceCannotServeIsDeniedAndServedAfterARelease) {
+  driver.set_capacity(6 * kGranule);
+  start();
+  ASSERT_TRUE(commit({1, 2}));
+  tell({3, 1}, ExtentState::wanted);
+  ASSERT_TRUE(becomes({3, 1}, ExtentState::denied));
+  EXPECT_EQ(header().denials, 1u);
+  EXPECT_NE(pager->last_error().find("create"), std::string::npos);
+  EXPECT_EQ(driver.mapped_bytes(), 6 * kGranule) << "a denied request leaves nothing behind";
+  const std::uint32_t epoch = header().capacity_epoch;
+  tell({1, 2}, ExtentState::releasing);
+  ASSERT_TRUE(becomes({1, 2}, ExtentState::absent));
+  EXPECT_TRUE(eventually([&] { return header().capacity_epoch != epoch; }));
+  EXPECT_TRUE(commit({3, 1}));
+}
+
+TEST_F(PagerTest, ARequestAboveTheLimitIsDeniedUntilTheLimitIsRaised) {
+  options.limit_bytes = 4 * kGranule;
+  start();
+  ASSERT_TRUE(commit({1, 1}));
+  tell({2, 1}, ExtentState::wanted);
+  ASSERT_TRUE(becomes({2, 1}, ExtentState::denied));
+  EXPECT_NE(pager->last_error().find("limit"), std::string::npos);
+  header().limit_bytes = 6 * kGranule;
+  EXPECT_TRUE(commit({2, 1}));
+  EXPECT_LE(header().held_bytes, 6 * kGranule);
+}
+
+TEST_F(PagerTest, WhatIsOnItsWayOutMakesRoomForWhatIsWanted) {
+  driver.set_capacity(6 * kGranule);
+  start();
+  ASSERT_TRUE(commit({1, 2}));
+  // Both are in the ring before the pager wakes; a later look is as good.
+  tell({1, 2}, ExtentState::releasing);
+  tell({3, 1}, ExtentState::wanted);
+  EXPECT_TRUE(becomes({3, 1}, ExtentState::committed));
+  EXPECT_EQ(header().denials, 0u);
+}
+
+TEST_F(PagerTest, AReleaseWaitsUntilItsStepIsProcessedLaunchedAndOverOnTheDevice) {
+  start();
+  ASSERT_TRUE(commit({1, 1}));
+  header().processed_step = 4;
+  pager->launched(4, event(4));
+  driver.pass(event(4));
+  tell({1, 1}, ExtentState::releasing, 5);
+  EXPECT_TRUE(stays({1, 1}, ExtentState::releasing)) << "step 5 is not even launched";
+  pager->launched(5, event(5));
+  EXPECT_TRUE(stays({1, 1}, ExtentState::releasing)) << "the device works on step 5";
+  driver.pass(event(5));
+  EXPECT_TRUE(stays({1, 1}, ExtentState::releasing)) << "the output of step 5 is not back";
+  EXPECT_TRUE(eventually([&] { return pager->passed_step() == 5; }));
+  header().processed_step = 5;
+  EXPECT_TRUE(becomes({1, 1}, ExtentState::absent));
+  EXPECT_EQ(header().releases, 1u);
+}
+
+TEST_F(PagerTest, AReleaseWaitsForTheDeviceThoughTheOutputIsBack) {
+  start();
+  ASSERT_TRUE(commit({1, 1}));
+  pager->launched(5, event(5));
+  header().processed_step = 9;
+  tell({1, 1}, ExtentState::releasing, 5);
+  EXPECT_TRUE(stays({1, 1}, ExtentState::releasing));
+  EXPECT_EQ(driver.mapped_bytes(), 4 * kGranule);
+  driver.pass(event(5));
+  EXPECT_TRUE(becomes({1, 1}, ExtentState::absent));
+}
+
+TEST_F(PagerTest, AReleaseThatWaitsDoesNotHoldUpOthers) {
+  start();
+  ASSERT_TRUE(commit({1, 1}));
+  ASSERT_TRUE(commit({2, 1}));
+  header().processed_step = 9;
+  pager->launched(3, event(3));
+  driver.pass(event(3));
+  tell({1, 1}, ExtentState::releasing, 9);
+  tell({2, 1}, ExtentState::releasing, 3);
+  EXPECT_TRUE(becomes({2, 1}, ExtentState::absent));
+  EXPECT_TRUE(commit({3, 1}));
+  EXPECT_TRUE(is({1, 1}, ExtentState::releasing));
+}
+
+TEST_F(PagerTest, AnEventThatTheDriverCannotTellIsAskedForAgain) {
+  start();
+  ASSERT_TRUE(commit({1, 1}));
+  pager->launched(1, event(1));
+  driver.pass(event(1));
+  header().processed_step = 1;
+  driver.fail_call(Call::event_passed, 1, Status::driver_error);
+  tell({1, 1}, ExtentState::releasing, 1);
+  EXPECT_TRUE(becomes({1, 1}, ExtentState::absent));
+}
+
+TEST_F(PagerTest, WithoutAnEventAStepIsOverWhenItIsLaunched) {
+  start();
+  pager->launched(7, {});
+  EXPECT_EQ(pager->passed_step(), 7u);
+}
+
+TEST_F(PagerTest, AnEventlessStepBehindAnUnfinishedOneWaitsForIt) {
+  start();
+  ASSERT_TRUE(commit({1, 1}));
+  header().processed_step = 9;
+  pager->launched(1, event(1));
+  pager->launched(2, {});
+  tell({1, 1}, ExtentState::releasing, 2);
+  EXPECT_TRUE(stays({1, 1}, ExtentState::releasing));
+  driver.pass(event(1));
+  EXPECT_TRUE(becomes({1, 1}, ExtentState::absent));
+}
+
+TEST_F(PagerTest, OfManyLaunchesTheLastSixtyFourAreRemembered) {
+  start();
+  ASSERT_TRUE(commit({1, 1}));
+  ASSERT_TRUE(commit({2, 1}));
+  const std::uint64_t last = 3 * Pager::kMaxLaunches;
+  for (std::uint64_t step = 1; step <= last; ++step) pager->launched(step, event(step));
+  header().processed_step = last;
+  // Its own event is forgotten; the oldest that is known stands for it.
+  tell({1, 1}, ExtentState::releasing, 1);
+  tell({2, 1}, ExtentState::releasing, last);
+  for (std::uint64_t step = 1; step <= last - Pager::kMaxLaunches; ++step) {
+    driver.pass(event(step));
+  }
+  EXPECT_TRUE(stays({1, 1}, ExtentState::releasing));
+  driver.pass(event(last - Pager::kMaxLaunches + 1));
+  EXPECT_TRUE(becomes({1, 1}, ExtentState::absent));
+  EXPECT_TRUE(stays({2, 1}, ExtentState::releasing));
+  for (std::uint64_t step = last - Pager::kMaxLaunches; step <= last; ++step) {
+    driver.pass(event(step));
+  }
+  EXPECT_TRUE(becomes({2, 1}, ExtentState::absent));
+  EXPECT_EQ(pager->passed_step(), last);
+}
+
+TEST_F(PagerTest, AnExtentThatAnotherRankRefusedGoesAtOnceAndPromisesNothing) {
+  start();
+  ASSERT_TRUE(commit({1, 1}));
+  const std::uint32_t epoch = header().capacity_epoch;
+  tell({1, 1}, ExtentState::releasing, kNeverUsable);
+  ASSERT_TRUE(becomes({1, 1}, ExtentState::absent));
+  EXPECT_TRUE(eventually([&] { return header().mapped_bytes == 2 * kGranule; }));
+  EXPECT_EQ(header().capacity_epoch, epoch);
+}
+
+TEST_F(PagerTest, KeptHandlesAreGivenBackSoon) {
+  start();
+  ASSERT_TRUE(commit({1, 8}));
+  tell({1, 8}, ExtentState::releasing);
+  ASSERT_TRUE(becomes({1, 8}, ExtentState::absent));
+  EXPECT_TRUE(eventually([&] { return driver.created_bytes() == 2 * kGranule; }));
+  EXPECT_TRUE(eventually([&] { return header().held_bytes == 2 * kGranule; }));
+}
+
+TEST_F(PagerTest, AStoppedPagerKeepsItsMemoryAndRemovesItsRow) {
+  start();
+  ASSERT_TRUE(commit({1, 1}));
+  pager->stop();
+  EXPECT_FALSE(std::filesystem::exists(options.path));
+  EXPECT_FALSE(scheduler->owner_alive());
+  EXPECT_EQ(driver.mapped_bytes(), 4 * kGranule);
+  EXPECT_EQ(pager->row(), nullptr);
+  EXPECT_EQ(pager->passed_step(), 0u);
+  pager->launched(3, {});
+  pager->launched(4, event(4));
+  pager->stop();
+}
+
+TEST_F(PagerTest, StoppingWhatNeverStartedDoesNothing) {
+  make();
+  pager->stop();
+  pager->stop();
+}
+
+TEST_F(PagerTest, StoppingNeverWaitsForTheIdlePause) {
+  for (int round = 0; round < 200; ++round) {
+    make();
+    ASSERT_EQ(pager->start(&error), Status::ok) << error;
+    // Sometimes before the thread runs, sometimes on its way to sleep.
+    if (round % 2 == 0) std::this_thread::sleep_for(std::chrono::microseconds(round));
+    const auto begin = Clock::now();
+    pager->stop();
+    EXPECT_LT(Clock::now() - begin, milliseconds(900));
+    pager.reset();
+  }
+}
+
+TEST_F(PagerTest, LaunchesAndRequestsMayComeFromTwoThreads) {
+  start();
+  std::atomic<bool> done{false};
+  std::atomic<std::uint64_t> step{0};
+  std::thread worker([&] {
+    while (!done) {
+      const std::uint64_t next = ++step;
+      pager->launched(next, event(next));
+      driver.pass(event(next));
+      std::this_thread::yield();
+    }
+  });
+  for (int round = 0; round < 100; ++round) {
+    ASSERT_TRUE(commit({1, 2}));
+    const std::uint64_t fence = step;
+    header().processed_step = fence;
+    tell({1, 2}, ExtentState::releasing, fence);
+    ASSERT_TRUE(becomes({1, 2}, ExtentState::absent));
+  }
+  done = true;
+  worker.join();
+}
+
+}  // namespace
+}  // namespace kvcached
