@@ -16,7 +16,9 @@ namespace {
 class BlockQueue {
  public:
   BlockQueue(Pool& pool, nb::list blocks)
-      : pool_(pool), blocks_(std::move(blocks)), block_id_(nb::steal(PyUnicode_InternFromString("block_id"))) {
+      : pool_(pool),
+        blocks_(std::move(blocks)),
+        block_id_(nb::steal(PyUnicode_InternFromString("block_id"))) {
     if (nb::len(blocks_) != pool.extents().num_blocks()) {
       throw nb::value_error("the engine and the page table count blocks differently");
     }
@@ -82,6 +84,9 @@ class BlockQueue {
     const long id = PyLong_AsLong(number);
     Py_DECREF(number);
     if (id == -1 && PyErr_Occurred() != nullptr) nb::raise_python_error();
+    if (id < 0 || id >= static_cast<long>(pool_.extents().num_blocks())) {
+      throw nb::value_error("no block has this id");
+    }
     return static_cast<std::uint32_t>(id);
   }
 
@@ -110,8 +115,8 @@ void bind_block_queue(nb::module_& module) {
   nb::class_<BlockQueue>(module, "BlockQueue",
                          "A pool behind the interface of vLLM's FreeKVCacheBlockQueue: blocks "
                          "prepended hold no prefix, blocks appended do.")
-      .def(nb::init<Pool&, nb::list>(), nb::arg("pool"), nb::arg("blocks"),
-           nb::keep_alive<1, 2>(), "`blocks` is the engine's list of all blocks, by id.")
+      .def(nb::init<Pool&, nb::list>(), nb::arg("pool"), nb::arg("blocks"), nb::keep_alive<1, 2>(),
+           "`blocks` is the engine's list of all blocks, by id.")
       .def_prop_ro("num_free_blocks", &BlockQueue::num_free)
       .def("popleft", &BlockQueue::popleft)
       .def("popleft_n", &BlockQueue::popleft_n, nb::arg("n"))

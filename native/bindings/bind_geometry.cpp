@@ -45,7 +45,7 @@ void bind_geometry(nb::module_& module) {
           "Each span is (region, offset, stride, bytes): block b takes `bytes` bytes of its "
           "region from offset + b * stride.")
       .def_ro("num_blocks", &Geometry::num_blocks)
-      .def_rw("blocks_per_extent", &Geometry::blocks_per_extent)
+      .def_ro("blocks_per_extent", &Geometry::blocks_per_extent)
       .def_prop_ro("num_extents", &Geometry::num_extents)
       .def("extent_bytes", &Geometry::extent_bytes, nb::arg("granule"),
            "Physical bytes of one extent.")

@@ -15,11 +15,12 @@ namespace {
 
 // A region as a one-dimensional int8 array on its device. It keeps the pager, and so the
 // address space, alive.
-nb::ndarray<std::int8_t> region_array(nb::handle_t<Pager> self, std::size_t region,
-                                      int device_type, int device_id) {
+nb::ndarray<std::int8_t> region_array(nb::handle_t<Pager> self, std::size_t region, int device_type,
+                                      int device_id) {
   Pager& pager = nb::cast<Pager&>(self);
   const auto& sizes = pager.backing().geometry().region_bytes;
   if (region >= sizes.size()) throw nb::index_error("no such region");
+  if (!pager.backing().reserved()) throw Error(Status::invalid_argument, "region() before start()");
   const std::size_t shape[] = {sizes[region]};
   return nb::ndarray<std::int8_t>(pager.backing().region(region), 1, shape, self, nullptr,
                                   nb::dtype<std::int8_t>(), device_type, device_id);

@@ -15,8 +15,8 @@ namespace kvcached::bindings {
 namespace {
 
 Pool::Clock::time_point after(double seconds) {
-  return Pool::Clock::now() + std::chrono::duration_cast<Pool::Clock::duration>(
-                                  std::chrono::duration<double>(seconds));
+  return Pool::Clock::now() +
+         std::chrono::duration_cast<Pool::Clock::duration>(std::chrono::duration<double>(seconds));
 }
 
 void construct(Pool* self, const std::vector<std::string>& paths, std::uint32_t least_slack,
@@ -71,8 +71,7 @@ void bind_pool(nb::module_& module) {
       .def_prop_ro("usable_extents", [](const Pool& pool) { return pool.extents().usable(); })
       .def_prop_ro("empty_extents", [](const Pool& pool) { return pool.extents().empty(); })
       .def_prop_ro("wanted_extents", [](const Pool& pool) { return pool.extents().wanted(); })
-      .def_prop_ro("releasing_extents",
-                   [](const Pool& pool) { return pool.extents().releasing(); })
+      .def_prop_ro("releasing_extents", [](const Pool& pool) { return pool.extents().releasing(); })
       .def_prop_ro("slack_target", &Pool::slack_target, "Extents to keep free ahead of need.")
       .def_prop_ro("denied", &Pool::denied,
                    "Memory was refused and nothing has changed since, as far as is known.")

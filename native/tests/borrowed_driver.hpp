@@ -8,18 +8,18 @@ namespace kvcached {
 
 /// Hands a pager a driver that the test keeps, so that the test can look at it when the pager is
 /// gone.
-class BorrowedDriver final : public Driver {
+class BorrowedDriver : public Driver {
  public:
   explicit BorrowedDriver(Driver& driver) : driver_(driver) {}
 
   [[nodiscard]] const char* name() const noexcept override { return driver_.name(); }
   [[nodiscard]] Status probe() override { return driver_.probe(); }
   [[nodiscard]] std::size_t granularity() const noexcept override { return driver_.granularity(); }
-  [[nodiscard]] std::size_t largest_useful_handle() const noexcept override {
-    return driver_.largest_useful_handle();
-  }
   [[nodiscard]] std::size_t max_mappings() const noexcept override {
     return driver_.max_mappings();
+  }
+  [[nodiscard]] std::size_t largest_useful_handle() const noexcept override {
+    return driver_.largest_useful_handle();
   }
   [[nodiscard]] Status reserve(std::size_t bytes, void** address) override {
     return driver_.reserve(bytes, address);

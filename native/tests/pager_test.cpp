@@ -6,6 +6,7 @@
 #include <filesystem>
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <thread>
 
@@ -227,15 +228,38 @@ TEST_F(PagerTest, ARequestAboveTheLimitIsDeniedUntilTheLimitIsRaised) {
   EXPECT_LE(header().held_bytes, 6 * kGranule);
 }
 
+/// Holds the pager up in a create() for as long as the test wants.
+class GatedDriver final : public BorrowedDriver {
+ public:
+  GatedDriver(Driver& driver, std::mutex& gate) : BorrowedDriver(driver), gate_(gate) {}
+  [[nodiscard]] Status create(std::size_t bytes, Handle* handle) override {
+    const std::lock_guard lock(gate_);
+    return BorrowedDriver::create(bytes, handle);
+  }
+
+ private:
+  std::mutex& gate_;
+};
+
 TEST_F(PagerTest, WhatIsOnItsWayOutMakesRoomForWhatIsWanted) {
-  driver.set_capacity(6 * kGranule);
-  start();
+  std::mutex gate;
+  pager = std::make_unique<Pager>(std::make_unique<GatedDriver>(driver, gate),
+                                  layers_apart(2, kExtents, kGranule, 1), options);
+  ASSERT_EQ(pager->start(&error), Status::ok) << error;
+  ASSERT_EQ(Row::attach(options.path, &scheduler, &error), Status::ok) << error;
   ASSERT_TRUE(commit({1, 2}));
-  // Both are in the ring before the pager wakes; a later look is as good.
-  tell({1, 2}, ExtentState::releasing);
-  tell({3, 1}, ExtentState::wanted);
+  driver.set_capacity(8 * kGranule);
+  {
+    const std::lock_guard lock(gate);
+    tell({9, 1}, ExtentState::wanted);
+    // Both are in the ring before the pager comes to look.
+    tell({1, 2}, ExtentState::releasing);
+    tell({3, 1}, ExtentState::wanted);
+  }
   EXPECT_TRUE(becomes({3, 1}, ExtentState::committed));
   EXPECT_EQ(header().denials, 0u);
+  scheduler.reset();
+  pager.reset();
 }
 
 TEST_F(PagerTest, AReleaseWaitsUntilItsStepIsProcessedLaunchedAndOverOnTheDevice) {

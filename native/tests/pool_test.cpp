@@ -198,6 +198,40 @@ TEST(PoolTest, EnsureReachesTheShortLastExtent) {
   EXPECT_EQ(rig.pool.num_growable(), 0u);
 }
 
+TEST(PoolTest, WhatIsExpectedIsWantedWithoutWaitingAndKeptAheadUntilTheEngineIdles) {
+  Rig rig(64, 4, 2, {0, 1});
+  rig.pool.expect(14);
+  EXPECT_EQ(rig.pool.extents().wanted(), 3u) << "four are free already";
+  rig.pool.expect(14);
+  EXPECT_EQ(rig.pool.extents().wanted(), 3u);
+  rig.ranks.serve();
+  for (int step = 0; step < 20; ++step) {
+    rig.pool.balance(false);
+    rig.ranks.serve();
+  }
+  EXPECT_GE(rig.pool.num_unhashed(), 14u);
+  EXPECT_FALSE(rig.pool.in_flight());
+  rig.settle();
+  EXPECT_EQ(rig.pool.num_usable(), 4u);
+}
+
+TEST(PoolTest, NothingExpectedIsWantedAfterADenial) {
+  Rig rig(64, 4);
+  rig.pool.expect(14);
+  rig.deny_everything();
+  rig.pool.balance(false);
+  ASSERT_TRUE(rig.pool.denied());
+  rig.pool.expect(30);
+  EXPECT_EQ(rig.pool.extents().wanted(), 0u);
+}
+
+TEST(PoolTest, WhatIsExpectedCountsTheShortLastExtentForWhatItIs) {
+  Rig rig(9, 4, 1, {0, 0});
+  rig.pool.expect(12);
+  EXPECT_EQ(rig.pool.extents().wanted(), 2u);
+  EXPECT_EQ(rig.pool.num_growable(), 5u);
+}
+
 TEST(PoolTest, EnsureGivesUpAtItsDeadline) {
   Rig rig(16, 1, 2);
   const auto begin = Clock::now();
@@ -371,6 +405,32 @@ TEST(PoolTest, ColdestEmptiesWholeExtentsAndStopsAtWhatIsAsked) {
   EXPECT_EQ(all, (Blocks{4, 5, 6, 7, 8, 9, 12, 13, 14, 15}));
 }
 
+TEST(PoolTest, ColdestAlsoBoundsTheExtentsThatOnlyTheCacheHolds) {
+  Rig rig(64, 4);
+  ASSERT_TRUE(rig.have(32));
+  rig.take(32);
+  // One cached block in each of six extents; the last one has a used block too.
+  for (std::uint32_t extent = 1; extent < 7; ++extent) {
+    for (std::uint32_t block = 4 * extent + 1; block < 4 * extent + 4; ++block) {
+      if (extent != 6 || block != 27) {
+        rig.give({block});
+      }
+    }
+    ASSERT_TRUE(rig.pool.give_cached(4 * extent));
+  }
+  EXPECT_EQ(rig.pool.cache_held_extents(), 5u);
+  EXPECT_TRUE(rig.pool.coldest(20).empty());
+  EXPECT_EQ(rig.pool.coldest(8), (Blocks{4, 8, 12})) << "eight blocks would fit in two extents";
+  for (const std::uint32_t block : rig.pool.coldest(8)) EXPECT_TRUE(rig.pool.forget(block));
+  EXPECT_EQ(rig.pool.cache_held_extents(), 2u);
+  EXPECT_TRUE(rig.pool.remove(16)) << "a hit";
+  EXPECT_EQ(rig.pool.cache_held_extents(), 1u);
+  EXPECT_TRUE(rig.pool.remove(21)) << "a free block beside a cached one";
+  EXPECT_EQ(rig.pool.cache_held_extents(), 0u);
+  rig.give({21});
+  EXPECT_EQ(rig.pool.cache_held_extents(), 1u);
+}
+
 TEST(PoolTest, ColdestTakesBlocksOfPinnedExtentsOneByOne) {
   Rig rig(8, 4);
   rig.take(4);
@@ -442,16 +502,18 @@ TEST(PoolTest, ABusyEngineDoesNotGiveBackAUnitThatItWouldAskForAgain) {
   rig.take(200);
   rig.pool.balance(false);
   rig.ranks.serve();
-  rig.settle(false);
-  const std::uint32_t empty = rig.pool.extents().empty();
-  EXPECT_GE(empty, 6u);
-  for (int step = 0; step < 20; ++step) {
-    rig.give({199 - static_cast<std::uint32_t>(step % 2)});
-    (void)rig.pool.take();
+  rig.pool.balance(false);
+  ASSERT_EQ(rig.pool.extents().empty(), 6u);
+  rig.give({100});
+  const std::uint32_t highest = rig.pool.extents().highest_empty();
+  ASSERT_GT(rig.pool.extents().unit_of(highest).count, 1u) << "one too many, in a larger unit";
+  for (int step = 0; step < 10; ++step) {
     rig.pool.balance(false);
-    EXPECT_FALSE(rig.pool.in_flight()) << "asked for and given back in turns";
+    EXPECT_FALSE(rig.pool.in_flight());
     rig.ranks.serve();
   }
+  rig.pool.balance(true);
+  EXPECT_TRUE(rig.pool.in_flight()) << "an idle engine gives it back all the same";
 }
 
 TEST(PoolTest, ADeniedEngineDoesNotAskForSlack) {

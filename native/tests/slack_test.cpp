@@ -10,9 +10,7 @@
 namespace kvcached {
 namespace {
 
-TEST(SlackPolicyTest, StartsAtTheLeast) {
-  EXPECT_EQ(SlackPolicy({3, 9}).target(), 3u);
-}
+TEST(SlackPolicyTest, StartsAtTheLeast) { EXPECT_EQ(SlackPolicy({3, 9}).target(), 3u); }
 
 TEST(SlackPolicyTest, CoversTwiceTheLargestRecentGrowthWithinItsBounds) {
   SlackPolicy slack({1, 10});

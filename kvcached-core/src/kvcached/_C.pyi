@@ -86,8 +86,6 @@ class Geometry:
     @property
     def blocks_per_extent(self) -> int:
         """Blocks of one extent; the last extent may have fewer."""
-    @blocks_per_extent.setter
-    def blocks_per_extent(self, value: int, /) -> None: ...
     @property
     def num_extents(self) -> int:
         """Extents, the last one short where blocks_per_extent does not divide num_blocks."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 import functools
 import logging
 from dataclasses import dataclass, field
+from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
 import pluggy
@@ -78,7 +79,11 @@ def manager() -> pluggy.PluginManager:
     made = pluggy.PluginManager(PROJECT)
     made.add_hookspecs(Specs)
     made.register(builtin_drivers, name="kvcached-drivers")
-    made.load_setuptools_entrypoints(PROJECT)
+    for entry_point in entry_points(group=PROJECT):
+        try:
+            made.register(entry_point.load(), name=entry_point.name)
+        except Exception:
+            _log.exception("kvcached: plugin %s failed to load", entry_point.name)
     return made
 
 

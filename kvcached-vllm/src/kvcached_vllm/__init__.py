@@ -20,7 +20,7 @@ SUPPORTED_VLLM = ((0, 32), (0, 33))
 SCHEDULER = "kvcached_vllm.scheduler.ElasticScheduler"
 CPU_WORKER = "kvcached_vllm.worker.ElasticCPUWorker"
 
-_PLATFORM = "kvcached_vllm.platform.ElasticPlatform"
+_PLATFORM = "kvcached_vllm.elastic_platform.ElasticPlatform"
 _TRUE = {"true", "1", "yes", "on", "t", "y"}
 _FALSE = {"false", "0", "no", "off", "f", "n"}
 

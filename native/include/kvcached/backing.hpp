@@ -42,6 +42,8 @@ class Backing {
   /// Destroys kept handles that nobody wanted again since `older_than`. Returns what is kept.
   std::size_t trim(HandleCache::Clock::time_point older_than);
 
+  /// Whether the regions have addresses.
+  [[nodiscard]] bool reserved() const noexcept { return !bases_.empty(); }
   [[nodiscard]] void* region(std::size_t index) const { return bases_[index]; }
   [[nodiscard]] const Geometry& geometry() const noexcept { return geometry_; }
   [[nodiscard]] Driver& driver() noexcept { return driver_; }

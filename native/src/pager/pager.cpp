@@ -63,6 +63,10 @@ Pager::Pager(std::unique_ptr<Driver> driver, Geometry geometry, PagerOptions opt
 Pager::~Pager() { stop(); }
 
 Status Pager::start(std::string* error) {
+  if (backing_.reserved()) {
+    *error = "a pager starts once";
+    return Status::invalid_argument;
+  }
   if (const Status status = backing_.reserve(); status != Status::ok) {
     *error = "cannot reserve address space: " + backing_.last_error();
     return status;

@@ -16,6 +16,8 @@ using std::chrono::seconds;
 // telling us.
 constexpr milliseconds kRetryDenied{100};
 constexpr seconds kRecently{10};
+// Longest wait of ensure() for extents on their way out.
+constexpr milliseconds kReleasePatience{5};
 
 }  // namespace
 
@@ -168,6 +170,9 @@ std::uint32_t Pool::growable_extents() const noexcept {
 bool Pool::ensure(std::uint32_t blocks, Clock::time_point deadline) {
   if (free_.count() >= blocks) return true;
   poll();
+  // Memory on its way out may be what a limit leaves no room for. Its fence may need this very
+  // step to end, so there is no long wait for it.
+  const Clock::time_point releases_by = std::min(deadline, Clock::now() + kReleasePatience);
   while (free_.count() < blocks) {
     const std::uint32_t per_extent = extents_.blocks_per_extent();
     const std::uint32_t coming = extents_.wanted_blocks();
@@ -175,8 +180,11 @@ bool Pool::ensure(std::uint32_t blocks, Clock::time_point deadline) {
     if (missing > coming && !denied_) {
       grow((missing - coming + per_extent - 1) / per_extent);
     }
-    if (extents_.wanted() == 0 || Clock::now() >= deadline) break;
-    wait(deadline);
+    const bool coming_in = extents_.wanted() != 0;
+    const Clock::time_point until = coming_in ? deadline : releases_by;
+    if (!coming_in && (denied_ || extents_.releasing() == 0)) break;
+    if (Clock::now() >= until) break;
+    wait(until);
     poll();
   }
   return free_.count() >= blocks;
@@ -185,7 +193,7 @@ bool Pool::ensure(std::uint32_t blocks, Clock::time_point deadline) {
 void Pool::expect(std::uint32_t blocks) {
   expected_blocks_ = blocks;
   const std::uint32_t per_extent = extents_.blocks_per_extent();
-  const std::uint32_t ahead = free_.count() + extents_.wanted() * per_extent;
+  const std::uint32_t ahead = free_.count() + extents_.wanted_blocks();
   if (blocks > ahead && !denied_) grow((blocks - ahead + per_extent - 1) / per_extent);
 }
 
