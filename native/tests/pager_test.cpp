@@ -9,6 +9,7 @@
 #include <mutex>
 #include <string>
 #include <thread>
+#include <utility>
 
 #include "borrowed_driver.hpp"
 #include "kvcached/sim_driver.hpp"
@@ -184,6 +185,27 @@ TEST_F(PagerTest, ARequestIsAnsweredAndCounted) {
   EXPECT_EQ(header().mapped_bytes, 10 * kGranule);
   EXPECT_EQ(driver.mapped_bytes(), 10 * kGranule);
   EXPECT_EQ(pager->last_error(), "");
+}
+
+TEST_F(PagerTest, TheFirstExtentOfAUnitChangesAfterAllOthers) {
+  // The pool looks at the first one alone, and may have written the others again by then.
+  constexpr std::uint32_t kMany = 20'000;
+  pager = std::make_unique<Pager>(std::make_unique<BorrowedDriver>(driver),
+                                  block_major(1, kMany, kGranule, 1), options);
+  ASSERT_EQ(pager->start(&error), Status::ok) << error;
+  ASSERT_EQ(Row::attach(options.path, &scheduler, &error), Status::ok) << error;
+  const Row::Request unit{1, kMany - 1};
+  for (int round = 0; round < 30; ++round) {
+    for (const auto& [asked, answer] : {std::pair{ExtentState::wanted, ExtentState::committed},
+                                        std::pair{ExtentState::releasing, ExtentState::absent}}) {
+      tell(unit, asked);
+      const auto deadline = Clock::now() + seconds(10);
+      while (scheduler->state(unit.first) == asked && Clock::now() < deadline) {
+      }
+      ASSERT_EQ(scheduler->state(kMany - 1), answer);
+      ASSERT_TRUE(is(unit, answer));
+    }
+  }
 }
 
 TEST_F(PagerTest, ManyRequestsAtOnceAreAllAnswered) {
