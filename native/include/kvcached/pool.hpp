@@ -132,6 +132,7 @@ class Pool {
   SlackPolicy slack_;
 
   std::uint32_t expected_blocks_ = 0;
+  std::uint32_t foreseen_ = 0;  // extents, the most that was expected since the last balance()
   std::uint64_t step_ = 0;
   std::uint64_t limit_bytes_ = 0;
   bool denied_ = false;

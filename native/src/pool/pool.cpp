@@ -193,6 +193,7 @@ bool Pool::ensure(std::uint32_t blocks, Clock::time_point deadline) {
 void Pool::expect(std::uint32_t blocks) {
   expected_blocks_ = blocks;
   const std::uint32_t per_extent = extents_.blocks_per_extent();
+  foreseen_ = std::max(foreseen_, (blocks + per_extent - 1) / per_extent);
   const std::uint32_t ahead = free_.count() + extents_.wanted_blocks();
   if (blocks > ahead && !denied_) grow((blocks - ahead + per_extent - 1) / per_extent);
 }
@@ -228,7 +229,9 @@ void Pool::processed(std::uint64_t step) noexcept {
 void Pool::balance(bool idle) {
   poll();
   const std::uint32_t busy = extents_.usable() - extents_.empty();
-  slack_.note_growth(busy > busy_at_balance_ ? busy - busy_at_balance_ : 0);
+  // The slack is for what expect() was not told of.
+  const std::uint32_t foreseen = busy_at_balance_ + foreseen_;
+  slack_.note_growth(busy > foreseen ? busy - foreseen : 0);
   busy_at_balance_ = busy;
   if (idle) {
     slack_.reset();
@@ -236,6 +239,7 @@ void Pool::balance(bool idle) {
   }
   const std::uint32_t per_extent = extents_.blocks_per_extent();
   const std::uint32_t expected = (expected_blocks_ + per_extent - 1) / per_extent;
+  foreseen_ = expected;
   const std::uint32_t target = std::max(slack_.target(), expected);
   const std::uint32_t ahead = extents_.empty() + extents_.wanted();
   if (ahead < target && !denied_) {
