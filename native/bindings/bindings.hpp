@@ -26,6 +26,7 @@ void bind_geometry(nanobind::module_& module);
 void bind_pager(nanobind::module_& module);
 void bind_pool(nanobind::module_& module);
 void bind_block_queue(nanobind::module_& module);
+void bind_ledger(nanobind::module_& module);
 void bind_rows(nanobind::module_& module);
 
 }  // namespace kvcached::bindings

@@ -11,6 +11,7 @@ NB_MODULE(_C, module) {
   kvcached::bindings::bind_geometry(module);
   kvcached::bindings::bind_pager(module);
   kvcached::bindings::bind_rows(module);
+  kvcached::bindings::bind_ledger(module);
   kvcached::bindings::bind_pool(module);
   kvcached::bindings::bind_block_queue(module);
 }

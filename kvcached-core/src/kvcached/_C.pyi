@@ -191,6 +191,144 @@ class Row:
     def state(self, extent: int) -> Literal["absent", "wanted", "committed", "releasing", "denied"]:
         """An extent's state. Raises IndexError where there is no such extent."""
 
+class LeaseDescription(TypedDict):
+    """One rank's lease, as Ledger.describe() tells. Sizes are bytes."""
+
+    slot: int
+    group: str
+    instance: str
+    engine: str
+    row: str
+    rank: int
+    pid: int
+    user: int
+    alive: bool
+    joined_seconds_ago: float
+    seen_seconds_ago: float
+    virtual_bytes: int
+    extent_bytes: int
+    held_bytes: int
+    backed_bytes: int
+    live_bytes: int
+    cached_bytes: int
+    slack_bytes: int
+    leaving_bytes: int
+    reserve_bytes: int
+    keep_bytes: int
+    wanted_bytes: int
+    demand_bytes: int
+    limit_bytes: int | None
+    group_limit_bytes: int | None
+    floor_bytes: int
+    floor_is_default: bool
+    weight: float
+    entitlement_bytes: int
+    promised_bytes: int
+    pressure_bytes: int
+    trim_bytes: int
+    grants: int
+    denials: int
+    reclaimed_bytes: int
+    orders: int
+    orders_done: int
+    orders_done_seconds_ago: float
+
+class LedgerDescription(TypedDict):
+    """One device's account, as Ledger.describe() tells. Sizes are bytes."""
+
+    path: str
+    device: str
+    driver: str
+    policy: str
+    granule_bytes: int
+    capacity_bytes: int
+    used_bytes: int
+    device_total_bytes: int
+    device_free_bytes: int
+    sampled_seconds_ago: float
+    contended: bool
+    deaths: int
+    leases: list[LeaseDescription]
+
+class Ledger:
+    """One device's account of which instance holds how much."""
+
+    @staticmethod
+    def open(path: str) -> Ledger:
+        """Open an existing ledger's file. Raises Error where it is none, or another version's."""
+    @property
+    def path(self) -> str:
+        """The ledger's file."""
+    def describe(self) -> LedgerDescription:
+        """The device and its leases."""
+    def sweep(self) -> int:
+        """Give back what dead owners held; return how many there were."""
+    def remove_if_unused(self) -> bool:
+        """Remove the file where no lease lives; False where one does."""
+    def set_limit(self, slot: int, bytes: int) -> int:
+        """Most bytes a lease may hold, 0 for no bound. Returns the order's number."""
+    def set_group_limit(self, slot: int, bytes: int) -> int:
+        """Most bytes a lease's group may hold together; to be set on each member."""
+    def set_floor(self, slot: int, bytes: int | None) -> int:
+        """Guaranteed bytes; None for the default."""
+    def set_weight(self, slot: int, weight: float) -> int:
+        """Share against other leases' weights."""
+    def trim(self, slot: int, bytes: int) -> int:
+        """Ask a lease to give back slack and cached prefixes of so many bytes."""
+    def wait_done(self, slot: int, number: int, seconds: float) -> bool:
+        """Wait until a lease's owner has carried out an order."""
+    def set_policy(self, name: str) -> None:
+        """Name the policy that sets entitlements; an empty text for the built-in one."""
+    def set_entitlement(self, slot: int, bytes: int) -> None:
+        """A lease's entitlement under a named policy."""
+
+class LeaseTerms:
+    """What the owner of a lease asks for."""
+
+    def __init__(
+        self,
+        group: str,
+        instance: str,
+        engine: str = "",
+        row: str = "",
+        rank: int = 0,
+        limit_bytes: int = 0,
+        floor_bytes: int | None = None,
+        weight: float = 1.0,
+        utilisation: float = 1.0,
+        device_limit_bytes: int = 0,
+        virtual_bytes: int = 0,
+        extent_bytes: int = 0,
+        longest_bytes: int = 0,
+    ) -> None: ...
+
+class Lease:
+    """A place in a ledger, for as long as the object lives."""
+
+    @staticmethod
+    def join(
+        path: str,
+        device: str,
+        driver: str,
+        granule_bytes: int,
+        device_free: int,
+        device_total: int,
+        terms: LeaseTerms,
+        shared: bool = False,
+    ) -> Lease:
+        """Join a device's ledger, made where there is none. Raises Error where the floors of all
+        leases do not fit together."""
+    @property
+    def slot(self) -> int:
+        """Its place."""
+    def resize(self, bytes: int) -> Literal["granted", "no capacity", "over limit", "promised"]:
+        """Ask for so many bytes in all; say what came of it."""
+    def leave(self) -> None:
+        """Hold nothing from here on."""
+
+def remove_dead_ledgers(directory: str) -> list[str]:
+    """Give back what dead owners held, and remove ledgers that nobody uses; return their paths."""
+
 def remove_dead_rows(directory: str) -> list[str]:
     """Remove the rows that dead processes left; return their paths."""
 

@@ -51,8 +51,15 @@ Count = Annotated[
     Allowed(f"a whole number from 0 to {_MOST_EXTENTS}"),
 ]
 Tokens = Annotated[int, Field(ge=-1), Allowed("a whole number from -1 on")]
+Share = Annotated[float, Field(gt=0, le=1), Allowed("a number above 0 and up to 1")]
+Weight = Annotated[
+    float, Field(ge=0.001, le=1_000_000), Allowed("a number from 0.001 to 1000000")
+]
 Layout = Annotated[
     Literal["auto", "block", "layer"], BeforeValidator(_stripped), Allowed("auto, block or layer")
+]
+LogFormat = Annotated[
+    Literal["text", "json"], BeforeValidator(_stripped), Allowed("text or json")
 ]
 LogLevel = Annotated[
     Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"],
@@ -86,6 +93,27 @@ class Settings(BaseSettings):
         description="Most physical memory of the KV cache on each rank; 0 takes what the engine "
         "would have reserved. A size such as 512M or 4GiB.",
     )
+    floor: Size | None = Field(
+        default=None,
+        description="Physical memory of the KV cache guaranteed to each rank while it lives; unset "
+        "takes one request of the longest length, at most the rank's equal share of the device. A "
+        "size such as 512M or 4GiB.",
+    )
+    weight: Weight = Field(
+        default=1.0,
+        description="This engine's share where several want more than the device has, against the "
+        "others' weights.",
+    )
+    capacity: Size = Field(
+        default=0,
+        description="Most physical memory that the KV caches of all engines on one device hold "
+        "together; 0 takes what the device has. Where engines differ, the smallest counts.",
+    )
+    gpu_utilization: Share = Field(
+        default=0.95,
+        description="Share of the device's memory that may be used at all, weights and strangers "
+        "included. Where engines differ, the smallest counts.",
+    )
     max_cached_tokens: Tokens = Field(
         default=16000,
         description="Tokens of finished requests kept as a prefix cache; -1 for no cap, 0 for "
@@ -111,7 +139,15 @@ class Settings(BaseSettings):
     shm_dir: Directory = Field(
         default="", description="Directory for shared memory; empty for /dev/shm/kvcached-UID."
     )
+    shm_group: Name = Field(
+        default="",
+        description="A group of users who share devices: its members' engines meet in "
+        "/dev/shm/kvcached-GROUP. Empty: each user alone.",
+    )
     log_level: LogLevel = Field(default="INFO", description="Level of kvcached's own log lines.")
+    log_format: LogFormat = Field(
+        default="text", description="How events are logged: a line of text, or of JSON."
+    )
 
     @model_validator(mode="after")
     def _slack_bounds_in_order(self) -> Settings:

@@ -45,11 +45,11 @@ bool forget(int fd) {
   return false;
 }
 
-struct flock first_byte(short type) {
+struct flock one_byte(short type, std::uint32_t byte) {
   struct flock lock{};
   lock.l_type = type;
   lock.l_whence = SEEK_SET;
-  lock.l_start = 0;
+  lock.l_start = byte;
   lock.l_len = 1;
   return lock;
 }
@@ -114,13 +114,26 @@ Status FileLock::open(const std::string& path, FileLock* lock) {
   return lock->adopt(fd);
 }
 
-Status FileLock::try_lock() const noexcept {
-  struct flock lock = first_byte(F_WRLCK);
+Status FileLock::open_or_create(const std::string& path, unsigned mode, FileLock* lock) {
+  const int fd = ::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+  if (fd < 0) return from_errno();
+  // Past the umask; who did not make the file may not, and need not.
+  if (mode != 0600) (void)::fchmod(fd, mode);
+  return lock->adopt(fd);
+}
+
+Status FileLock::try_lock(std::uint32_t byte) const noexcept {
+  struct flock lock = one_byte(F_WRLCK, byte);
   return fcntl(fd_, F_OFD_SETLK, &lock) == 0 ? Status::ok : from_errno();
 }
 
-bool FileLock::held_elsewhere() const noexcept {
-  struct flock lock = first_byte(F_WRLCK);
+void FileLock::unlock(std::uint32_t byte) const noexcept {
+  struct flock lock = one_byte(F_UNLCK, byte);
+  (void)fcntl(fd_, F_OFD_SETLK, &lock);
+}
+
+bool FileLock::held_elsewhere(std::uint32_t byte) const noexcept {
+  struct flock lock = one_byte(F_WRLCK, byte);
   if (fcntl(fd_, F_OFD_GETLK, &lock) != 0) return false;
   return lock.l_type != F_UNLCK;
 }
