@@ -100,6 +100,8 @@ void bind_drivers(nb::module_& module) {
                      "integers; a refused call raises Error and changes nothing.")
       .def_prop_ro("name", &Driver::name, "'cuda', 'host' or 'sim'.")
       .def_prop_ro("granularity", &Driver::granularity, "The smallest physical unit in bytes.")
+      .def_prop_ro("device_id", &Driver::device_id,
+                   "What tells the device from every other: \"GPU-\" and its UUID, or \"host\".")
       .def_prop_ro("max_mappings", &Driver::max_mappings,
                    "How many mappings a process may hold; 0: no bound.")
       .def(

@@ -1,10 +1,12 @@
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/unique_ptr.h>
 
 #include <memory>
 
 #include "bindings.hpp"
+#include "kvcached/ledger.hpp"
 #include "kvcached/pager.hpp"
 
 namespace nb = nanobind;
@@ -35,7 +37,8 @@ void bind_pager(nb::module_& module) {
           "__init__",
           [](Pager* self, std::unique_ptr<Driver> driver, const Geometry& geometry,
              std::string path, std::string engine, std::string layout, std::uint32_t rank,
-             std::uint64_t limit_bytes, std::uint32_t pinned_extents) {
+             std::uint64_t limit_bytes, std::uint32_t pinned_extents, std::string ledger,
+             bool shared, std::optional<LeaseTerms> terms) {
             PagerOptions options;
             options.path = std::move(path);
             options.engine = std::move(engine);
@@ -43,11 +46,18 @@ void bind_pager(nb::module_& module) {
             options.rank = rank;
             options.limit_bytes = limit_bytes;
             options.pinned_extents = pinned_extents;
+            if (!ledger.empty()) {
+              options.ledger.emplace();
+              options.ledger->path = std::move(ledger);
+              options.ledger->shared = shared;
+              options.ledger->terms = terms.value_or(LeaseTerms{});
+            }
             new (self) Pager(std::move(driver), geometry, std::move(options));
           },
           nb::arg("driver"), nb::arg("geometry"), nb::arg("path"), nb::arg("engine") = "",
           nb::arg("layout") = "", nb::arg("rank") = 0, nb::arg("limit_bytes") = 0,
-          nb::arg("pinned_extents") = 1, "Takes the driver over; it cannot be used afterwards.")
+          nb::arg("pinned_extents") = 1, nb::arg("ledger") = "", nb::arg("shared") = false,
+          nb::arg("terms") = nb::none(), "Takes the driver over; it cannot be used afterwards.")
       .def(
           "start",
           [](Pager& pager) {

@@ -1,8 +1,10 @@
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include <chrono>
 #include <memory>
+#include <tuple>
 #include <vector>
 
 #include "bindings.hpp"
@@ -40,6 +42,11 @@ void construct(Pool* self, const std::vector<std::string>& paths, std::uint32_t 
   }
   if (rows.empty()) throw Error(Status::invalid_argument, "a pool needs the row of a rank");
   new (self) Pool(std::move(rows), {least_slack, most_slack});
+  std::string error;
+  if (const Status status = self->watch_leases(&error); status != Status::ok) {
+    self->~Pool();
+    throw Error(status, error);
+  }
 }
 
 bool ensure(Pool& pool, std::uint32_t blocks, double seconds) {
@@ -100,6 +107,51 @@ void bind_pool(nb::module_& module) {
       .def("coldest", &Pool::coldest, nb::arg("keep"),
            "Cached blocks to evict so that at most `keep` remain, in extents for no more than "
            "`keep`; coldest extents first.")
+      .def("owed", &Pool::owed, "Cached blocks to evict because the ledger asks for memory.")
+      .def("keep", &Pool::keep, nb::arg("blocks"),
+           "The oldest running request holds so many blocks; no neighbour gets at those.")
+      .def_prop_ro("num_withheld", &Pool::num_withheld,
+                   "Free blocks of extents that are being emptied for somebody else.")
+      .def_prop_ro(
+          "pressure",
+          [](Pool& pool) {
+            const Pressure found =
+                pool.leases() == nullptr ? Pressure{} : pool.leases()->pressure();
+            return std::make_tuple(found.soft, found.hard);
+          },
+          "(soft, hard) extents that neighbours or people ask for now.")
+      .def(
+          "wait_for_memory",
+          [](Pool& pool, double seconds) { pool.wait_for_memory(after(seconds)); },
+          nb::call_guard<nb::gil_scoped_release>(), nb::arg("seconds"),
+          "Sleeps until what was refused may be had, at most `seconds`.")
+      .def(
+          "wait_for_bell",
+          [](Pool& pool, double seconds) {
+            const auto timeout = std::chrono::duration_cast<std::chrono::nanoseconds>(
+                std::chrono::duration<double>(seconds));
+            if (pool.leases() != nullptr) pool.leases()->wait_for_bell(timeout);
+          },
+          nb::call_guard<nb::gil_scoped_release>(), nb::arg("seconds"),
+          "Sleeps until somebody wants something of this engine's leases, at most `seconds`. "
+          "May be called by another thread than the rest.")
+      .def(
+          "ring",
+          [](Pool& pool) {
+            if (pool.leases() != nullptr) pool.leases()->ring();
+          },
+          "Wakes who sleeps in wait_for_bell().")
+      .def_prop_ro("has_leases", [](Pool& pool) { return pool.leases() != nullptr; })
+      .def_prop_ro(
+          "has_orders",
+          [](Pool& pool) { return pool.leases() != nullptr && pool.leases()->has_orders(); },
+          "Somebody has changed a lease by hand, and nobody has said that it is carried out.")
+      .def(
+          "orders_done",
+          [](Pool& pool) {
+            if (pool.leases() != nullptr) pool.leases()->orders_done();
+          },
+          "Reports orders given by hand as carried out.")
       .def("in_order", &Pool::in_order, "Free block ids in the order of handing out.");
 }
 

@@ -22,6 +22,8 @@ nb::dict describe(const Row& row) {
   out["engine"] = static_cast<const char*>(facts.engine);
   out["driver"] = static_cast<const char*>(facts.driver);
   out["layout"] = static_cast<const char*>(facts.layout);
+  out["ledger"] = static_cast<const char*>(facts.ledger);
+  out["lease_slot"] = facts.lease_slot == kNoLease ? -1 : static_cast<int>(facts.lease_slot);
   out["pid"] = facts.pid;
   out["rank"] = facts.rank;
   out["num_blocks"] = facts.num_blocks;

@@ -34,6 +34,9 @@ class Driver:
     def granularity(self) -> int:
         """The smallest physical unit."""
     @property
+    def device_id(self) -> str:
+        """What tells the device from every other: "GPU-" and its UUID, or "host"."""
+    @property
     def max_mappings(self) -> int:
         """How many mappings a process may hold; 0: no bound."""
     def probe(self) -> None:
@@ -115,8 +118,15 @@ class Pager:
         rank: int = 0,
         limit_bytes: int = 0,
         pinned_extents: int = 1,
+        ledger: str = "",
+        shared: bool = False,
+        terms: LeaseTerms | None = None,
     ) -> None:
-        """Takes the driver over; it cannot be used afterwards."""
+        """Takes the driver over; it cannot be used afterwards.
+
+        `ledger` is the path of the device's ledger, to be joined on `terms`; empty accounts to
+        nobody.
+        """
     def start(self) -> None:
         """Reserve the regions, commit the pinned extents, publish the row; or raise Error and
         leave nothing."""
@@ -146,6 +156,8 @@ class RowDescription(TypedDict):
     engine: str
     driver: str
     layout: str
+    ledger: str
+    lease_slot: int
     pid: int
     rank: int
     num_blocks: int
@@ -411,6 +423,31 @@ class Pool:
         """Most physical bytes a rank may hold; 0: no bound but the driver's."""
     def coldest(self, keep: int) -> list[int]:
         """Cached blocks to evict so that at most `keep` remain, coldest extents first."""
+    def owed(self) -> list[int]:
+        """Cached blocks to evict because the ledger asks for memory."""
+    def keep(self, blocks: int) -> None:
+        """The oldest running request holds so many blocks; no neighbour gets at those."""
+    @property
+    def num_withheld(self) -> int:
+        """Free blocks of extents that are being emptied for somebody else."""
+    @property
+    def pressure(self) -> tuple[int, int]:
+        """(soft, hard) extents that neighbours or people ask for now."""
+    def wait_for_memory(self, seconds: float) -> None:
+        """Sleep until what was refused may be had, at most `seconds`."""
+    def wait_for_bell(self, seconds: float) -> None:
+        """Sleep until somebody wants something of this engine's leases, at most `seconds`. May be
+        called by another thread than the rest."""
+    def ring(self) -> None:
+        """Wake who sleeps in wait_for_bell()."""
+    @property
+    def has_leases(self) -> bool:
+        """Whether the ranks account to a ledger."""
+    @property
+    def has_orders(self) -> bool:
+        """Somebody has changed a lease by hand, and nobody has said that it is carried out."""
+    def orders_done(self) -> None:
+        """Report orders given by hand as carried out."""
     def in_order(self) -> list[int]:
         """Free block ids in the order of handing out."""
 

@@ -1,9 +1,10 @@
-"""Where engines on one machine meet: the directory of page-table rows."""
+"""Where engines on one machine meet: the directory of page-table rows and ledgers."""
 
 from __future__ import annotations
 
 import os
 import re
+import shutil
 import stat
 from pathlib import Path
 
@@ -20,20 +21,31 @@ class SharedMemoryError(RuntimeError):
     """The directory for shared memory cannot be used: which, why and what to do, in one line."""
 
 
-def directory(configured: str = "") -> Path:
-    """The directory for rows, made with mode 0700 where it is missing.
+def directory(configured: str = "", group: str = "") -> Path:
+    """The directory for rows and ledgers, made where it is missing: mode 0700, or 0770 where a
+    group shares it.
 
-    `configured` is ``KVCACHED_SHM_DIR``; empty means ``/dev/shm/kvcached-UID``. Raises
-    SharedMemoryError where it cannot be made, or belongs to somebody else.
+    `configured` is ``KVCACHED_SHM_DIR``, `group` is ``KVCACHED_SHM_GROUP``; both empty means
+    ``/dev/shm/kvcached-UID``. Raises SharedMemoryError where it cannot be made, or belongs to
+    somebody else.
     """
-    path = Path(configured) if configured else Path(f"/dev/shm/kvcached-{os.getuid()}")
+    default = f"/dev/shm/kvcached-{group or os.getuid()}"
+    path = Path(configured or default)
     try:
         path.mkdir(mode=0o700, exist_ok=True)
+        if group and path.stat().st_uid == os.getuid():
+            shutil.chown(path, group=group)
+            path.chmod(0o2770)  # files made in it belong to the group, too
+    except LookupError:
+        raise SharedMemoryError(
+            f"kvcached: KVCACHED_SHM_GROUP={group}: there is no such group; make it (groupadd "
+            f"{group}) and add the users"
+        ) from None
     except OSError as error:
         raise SharedMemoryError(f"kvcached: {path}: {error.strerror}; {_ADVICE}") from None
     # Anybody may make a link of the default's name in /dev/shm; a configured one is the user's.
     info = path.stat() if configured else path.lstat()
-    if not configured and info.st_uid != os.getuid():
+    if not configured and not group and info.st_uid != os.getuid():
         raise SharedMemoryError(
             f"kvcached: {path}: belongs to user {info.st_uid}; remove it or set KVCACHED_SHM_DIR"
         )
@@ -52,6 +64,11 @@ def check_room(where: Path) -> None:
         raise SharedMemoryError(
             f"kvcached: {where}: {free} bytes free, {ROOM_BYTES} needed; {_ADVICE}"
         )
+
+
+def ledger_path(where: Path, device_id: str) -> Path:
+    """The file of a device's ledger; see ``_C.Driver.device_id``."""
+    return where / f"{device_id}.ledger"
 
 
 def row_path(where: Path, engine: str, rank: int) -> Path:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from kvcached import settings as kvcached_settings
 from kvcached import shm
-from kvcached_vllm import NotElastic, say_once
+from kvcached_vllm import NotElastic, identity, say_once
 from kvcached_vllm.cleanup import remove_rows_at_exit
 
 if TYPE_CHECKING:
@@ -78,10 +78,10 @@ def vanilla_reason(vllm_config: VllmConfig) -> str | None:
     return None
 
 
-def _shared_memory_reason(configured: str) -> str | None:
+def _shared_memory_reason(wanted: kvcached_settings.Settings) -> str | None:
     """Why there can be no page table, or None."""
     try:
-        shm.check_room(shm.directory(configured))
+        shm.check_room(identity.directory(wanted))
     except shm.SharedMemoryError as error:
         return str(error).removeprefix("kvcached: ")
     return None
@@ -97,7 +97,7 @@ def attach(vllm_config: VllmConfig, user_choice: str | None) -> None:
         return  # a fragment of a configuration, such as vLLM makes for its own lookups
     wanted = settings()
     reason = f"{user_choice} was chosen" if user_choice else vanilla_reason(vllm_config)
-    reason = reason or _shared_memory_reason(wanted.shm_dir)
+    reason = reason or _shared_memory_reason(wanted)
     if reason is not None:
         if wanted.required:
             raise NotElastic(f"kvcached: KVCACHED_REQUIRED=true, but: {reason}")

@@ -1,4 +1,4 @@
-"""Removes the rows of killed workers when the process that started them ends.
+"""Removes the rows and leases of killed workers when the process that started them ends.
 
 vLLM's API server ends its engine with SIGKILL unless it is given a shutdown time-out, and a
 killed worker cannot remove its own row. Whatever is left all the same (the server was killed
@@ -36,13 +36,14 @@ def remove_rows_at_exit(vllm_config: VllmConfig, settings: Settings) -> None:
 
 def _remove_rows(settings: Settings) -> None:
     try:
-        directory = shm.directory(settings.shm_dir)
+        directory = identity.directory(settings)
     except shm.SharedMemoryError:
         return
     deadline = time.monotonic() + _PATIENCE
     while True:
         _C.remove_dead_rows(str(directory))
         if time.monotonic() >= deadline or not _ours(directory, settings):
+            _C.remove_dead_ledgers(str(directory))
             return
         time.sleep(0.02)
 

@@ -17,6 +17,7 @@ from kvcached import _C
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from vllm.config import VllmConfig
     from vllm.v1.kv_cache_interface import KVCacheConfig
 
 #: Kinds of KV cache whose every block is reached through a block table, and which are tested.
@@ -82,6 +83,15 @@ def spans_of(config: KVCacheConfig) -> list[Span]:
 def layout_of(spans: list[Span]) -> str:
     """Either "block": a block's layers lie together, or "layer": each layer lies apart."""
     return "block" if any(stride > size for _, _, stride, size in spans) else "layer"
+
+
+def longest_request_blocks(vllm_config: VllmConfig, config: KVCacheConfig) -> int:
+    """Blocks that one request of the longest length takes, and the null block."""
+    needed = 1
+    for group in config.kv_cache_groups:
+        spec = group.kv_cache_spec
+        needed += math.ceil(spec.max_memory_usage_bytes(vllm_config) / spec.page_size_bytes)
+    return needed
 
 
 def geometry_of(

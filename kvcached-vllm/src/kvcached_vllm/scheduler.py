@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections import deque
 from itertools import islice
-from math import ceil
 from typing import TYPE_CHECKING, Any
 
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 
-from kvcached import _C, shm
+from kvcached import _C
 from kvcached.sizes import format_size
 from kvcached_vllm import NotElastic, identity
 from kvcached_vllm.attach import settings
 from kvcached_vllm.coordinator import elastic_coordinator
-from kvcached_vllm.kv_layout import config_reason
+from kvcached_vllm.kv_layout import config_reason, longest_request_blocks
+from kvcached_vllm.memory_thread import MemoryThread
 from kvcached_vllm.supply import BlockSupply
 
 if TYPE_CHECKING:
@@ -57,11 +58,18 @@ class _Elastic:
     waiting: Any
 
     _supply: BlockSupply | None = None
+    _memory: MemoryThread | None = None
     _starved_logged = 0.0
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        # Held by whoever touches blocks: a step, an abort, or the thread that answers neighbours
+        # while no step runs.
+        self.memory_lock = threading.RLock()
         self._supply = self._attach()
+        if self._supply is not None and self._supply.pool.has_leases:
+            self._memory = MemoryThread(self, self._supply)
+            self._memory.start()
 
     def _attach(self) -> BlockSupply | None:
         wanted = settings()
@@ -95,10 +103,7 @@ class _Elastic:
 
     def _check_longest_request(self, facts: RowDescription) -> None:
         # vLLM's own check compared with the address space.
-        needed = 1  # the null block
-        for group in self.kv_cache_config.kv_cache_groups:
-            spec = group.kv_cache_spec
-            needed += ceil(spec.max_memory_usage_bytes(self.vllm_config) / spec.page_size_bytes)
+        needed = longest_request_blocks(self.vllm_config, self.kv_cache_config)
         if needed > _limit_blocks(facts):
             raise NotElastic(
                 f"kvcached: one request of max_model_len={self.max_model_len} needs {needed} "
@@ -112,13 +117,20 @@ class _Elastic:
         supply = self._supply
         if supply is None:
             return super().schedule(*args, **kwargs)  # type: ignore[misc]
-        step = supply.begin_step(self._blocks_to_admit())
-        output = super().schedule(*args, **kwargs)  # type: ignore[misc]
-        setattr(output, STEP_ATTRIBUTE, step)
-        supply.end_step(self._blocks_to_admit() + self._blocks_to_extend())
-        if output.total_num_scheduled_tokens == 0 and self._starved(supply):
-            supply.pause()
+        with self.memory_lock:
+            step = supply.begin_step(self._blocks_to_admit(), self._blocks_of_oldest())
+            output = super().schedule(*args, **kwargs)  # type: ignore[misc]
+            setattr(output, STEP_ATTRIBUTE, step)
+            supply.end_step(self._blocks_to_admit() + self._blocks_to_extend())
+            if output.total_num_scheduled_tokens == 0 and self._starved(supply):
+                supply.pause()
         return output
+
+    def _blocks_of_oldest(self) -> int:
+        """Blocks of the running request that vLLM would preempt last."""
+        if not self.running:
+            return 0
+        return -(-self.running[0].num_tokens // self.block_size)
 
     def _blocks_to_admit(self) -> int:
         """Blocks that a step would give to waiting requests, prefix hits not deducted."""
@@ -161,31 +173,45 @@ class _Elastic:
         self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
     ) -> Any:
         """vLLM's update_from_output(), after which memory may go back."""
-        result = super().update_from_output(  # type: ignore[misc]
-            scheduler_output, model_runner_output
-        )
-        if self._supply is not None:
-            step = getattr(scheduler_output, STEP_ATTRIBUTE)
-            self._supply.finish_step(step, idle=not self.requests)
+        with self.memory_lock:
+            result = super().update_from_output(  # type: ignore[misc]
+                scheduler_output, model_runner_output
+            )
+            if self._supply is not None:
+                self._supply.finish_step(getattr(scheduler_output, STEP_ATTRIBUTE))
+                self._note_idle()
         return result
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is no request at all."""
+        return not self.requests
+
+    def _note_idle(self) -> None:
+        if self._memory is not None and self.idle:
+            self._memory.wake()
 
     def finish_requests(
         self, request_ids: str | Iterable[str] | None, finished_status: RequestStatus
     ) -> Any:
         """vLLM's finish_requests(): an abort gives memory back too."""
-        result = super().finish_requests(  # type: ignore[misc]
-            request_ids, finished_status
-        )
-        if self._supply is not None:
-            self._supply.tidy(idle=not self.requests)
+        with self.memory_lock:
+            result = super().finish_requests(  # type: ignore[misc]
+                request_ids, finished_status
+            )
+            if self._supply is not None:
+                self._supply.tidy(idle=False)
+                self._note_idle()
         return result
 
     def reset_prefix_cache(self, *args: Any, **kwargs: Any) -> bool:
         """vLLM's reset_prefix_cache(): the blocks of dropped prefixes are free."""
-        done: bool = super().reset_prefix_cache(*args, **kwargs)  # type: ignore[misc]
-        if self._supply is not None and done:
-            self._supply.forget_prefixes()
-            self._supply.tidy(idle=not self.requests)
+        with self.memory_lock:
+            done: bool = super().reset_prefix_cache(*args, **kwargs)  # type: ignore[misc]
+            if self._supply is not None and done:
+                self._supply.forget_prefixes()
+                self._supply.tidy(idle=False)
+                self._note_idle()
         return done
 
     def make_stats(self, *args: Any, **kwargs: Any) -> SchedulerStats | None:
@@ -203,10 +229,14 @@ class _Elastic:
 
     def shutdown(self) -> None:
         """vLLM's shutdown(); also removes the rows of workers that were killed."""
+        if self._memory is not None:
+            self._memory.stop()
         super().shutdown()  # type: ignore[misc]
         if self._supply is not None:
             self._supply = None
-            _C.remove_dead_rows(str(shm.directory(settings().shm_dir)))
+            directory = str(identity.directory(settings()))
+            _C.remove_dead_rows(directory)
+            _C.remove_dead_ledgers(directory)
 
 
 def _reason_of(paths: list[str]) -> str | None:

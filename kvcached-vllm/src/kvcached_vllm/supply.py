@@ -19,14 +19,12 @@ STEP_BUDGET = 0.005
 #: Longest wait for a request that runs, in seconds. The pager answers every request within one
 #: driver call; giving up before its answer would preempt, which costs a whole prefill.
 RUNNING_BUDGET = 1.0
-#: Longest wait of an engine that has just become idle for memory it ordered, in seconds.
-IDLE_BUDGET = 0.1
 
 
 class BlockSupply:
     """Puts a pool under a vLLM block pool and answers its coordinator.
 
-    Only the scheduler's thread may call this.
+    One thread at a time: under the scheduler's ``memory_lock``.
     """
 
     def __init__(
@@ -60,16 +58,18 @@ class BlockSupply:
 
     def _settle(self) -> None:
         # vLLM derives what is used from this number less the free count.
-        self._block_pool.num_gpu_blocks = self.pool.num_usable
+        self._block_pool.num_gpu_blocks = self.pool.num_usable - self.pool.num_withheld
 
     @property
     def step(self) -> int:
         """The number of the current scheduling step."""
         return self._step
 
-    def begin_step(self, to_admit: int = 0) -> int:
-        """Starts a step that may admit `to_admit` blocks; returns its number."""
+    def begin_step(self, to_admit: int = 0, oldest: int = 0) -> int:
+        """Starts a step that may admit `to_admit` blocks, with `oldest` blocks in the hands of the
+        oldest running request; returns its number."""
         self._step += 1
+        self.pool.keep(oldest)
         self._deadline = time.monotonic() + STEP_BUDGET
         self.pool.begin_step(self._step)
         if to_admit:
@@ -80,33 +80,34 @@ class BlockSupply:
         """Orders the `ahead` blocks that the next steps will need, while the device works on
         this one."""
         self.pool.expect(ahead)
-        self.pool.balance(False)
-        self._settle()
+        self._balance(idle=False)
 
-    def finish_step(self, step: int, idle: bool) -> None:
+    def finish_step(self, step: int) -> None:
         """Takes in that a step's output is back, and gives back what nobody needs."""
         self.pool.processed(step)
-        self.tidy(idle)
+        self.tidy(idle=False)
 
     def tidy(self, idle: bool) -> None:
-        """Evicts prefixes above the cap and releases empty extents beyond the slack."""
+        """Evicts prefixes above the cap, releases empty extents beyond the slack and answers who
+        is entitled to more. An `idle` engine keeps the smallest slack."""
         if self._max_cached is not None and self.pool.num_cached:
             self._evict(self._max_cached)
+        self._balance(idle)
+
+    def _balance(self, idle: bool) -> None:
         self.pool.balance(idle)
-        if idle and self.pool.wanted_extents:
-            # What was ordered ahead arrives when nobody schedules any more; nobody is kept
-            # waiting either.
-            deadline = time.monotonic() + IDLE_BUDGET
-            while self.pool.wanted_extents and time.monotonic() < deadline:
-                self.pool.wait(IDLE_BUDGET)
-                self.pool.balance(idle)
+        if owed := self.pool.owed():
+            self._drop(owed)
+            self.pool.balance(idle)
         self._settle()
 
     def _evict(self, keep: int) -> None:
-        blocks = self.pool.coldest(keep)
-        if blocks:
-            self._block_pool.evict_blocks(set(blocks))
-            self.queue.forget(blocks)
+        if blocks := self.pool.coldest(keep):
+            self._drop(blocks)
+
+    def _drop(self, blocks: list[int]) -> None:
+        self._block_pool.evict_blocks(set(blocks))
+        self.queue.forget(blocks)
 
     def forget_prefixes(self) -> None:
         """Follows vLLM, which has dropped every prefix."""
@@ -145,10 +146,7 @@ class BlockSupply:
 
     def pause(self) -> None:
         """Waits a moment for memory, so that a starved engine does not spin."""
-        if self.pool.wanted_extents:
-            self.pool.wait(STEP_BUDGET)
-        else:
-            time.sleep(STEP_BUDGET)
+        self.pool.wait_for_memory(STEP_BUDGET)
 
     @property
     def usage(self) -> float:

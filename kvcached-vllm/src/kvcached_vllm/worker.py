@@ -14,6 +14,7 @@ from vllm.v1.worker.cpu_worker import CPUWorker
 from vllm.v1.worker.gpu_worker import Worker
 
 from kvcached import _C, hooks, shm
+from kvcached.sizes import format_size
 from kvcached_vllm import NotElastic, identity, say_once
 from kvcached_vllm.allocation import RegionForZeros
 from kvcached_vllm.attach import settings
@@ -22,6 +23,7 @@ from kvcached_vllm.kv_layout import (
     config_reason,
     geometry_of,
     layout_of,
+    longest_request_blocks,
     spans_of,
     uncovered_kind,
 )
@@ -30,6 +32,8 @@ from kvcached_vllm.launches import LaunchMarks
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.kv_cache_interface import KVCacheConfig
+
+    from kvcached.settings import Settings
 
 _log = logging.getLogger("vllm.kvcached")
 _DLPACK_DEVICE = {"cpu": 1, "cuda": 2}
@@ -96,8 +100,8 @@ class _Elastic:
     def initialize_from_config(self, kv_cache_config: KVCacheConfig) -> None:
         """vLLM's allocation of the KV cache, over a region of ours."""
         wanted = settings()
-        directory = str(shm.directory(wanted.shm_dir))
-        for path in _C.remove_dead_rows(directory):
+        directory = str(identity.directory(wanted))
+        for path in [*_C.remove_dead_rows(directory), *_C.remove_dead_ledgers(directory)]:
             _log.info("kvcached: removed %s, left behind by a dead engine", path)
         path = str(identity.row_path(self.vllm_config, wanted, self.rank))
         name = identity.engine_name(self.vllm_config, wanted)
@@ -128,6 +132,7 @@ class _Elastic:
         text = self.vllm_config.model_config.hf_text_config
         layers = getattr(text, "num_hidden_layers", 0) or 0
         geometry = geometry_of(config, layers, self._driver, wanted.page_size_mb << 20)
+        limit = wanted.limit or self._budget_bytes
         pager = _C.Pager(
             self._driver,
             geometry,
@@ -135,15 +140,40 @@ class _Elastic:
             name,
             layout_of(spans_of(config)),
             self.rank,
-            wanted.limit or self._budget_bytes,
+            limit,
+            ledger=str(shm.ledger_path(identity.directory(wanted), self._driver.device_id)),
+            shared=bool(wanted.shm_group),
+            terms=self._terms(config, geometry, limit, self._driver.granularity),
         )
         self._driver = None  # the pager's now
         try:
             pager.start()
         except _C.Error as error:
-            advice = "raise KVCACHED_LIMIT" if wanted.limit else "free memory on the device"
-            raise NotElastic(f"kvcached: {error}; {advice}") from None
+            raise NotElastic(f"kvcached: {error}; {_advice(str(error), wanted)}") from None
         return pager
+
+    def _terms(
+        self, config: KVCacheConfig, geometry: _C.Geometry, limit: int, granule: int
+    ) -> _C.LeaseTerms:
+        wanted = settings()
+        if wanted.floor is not None and wanted.floor > limit:
+            raise NotElastic(
+                f"kvcached: KVCACHED_FLOOR={format_size(wanted.floor)} is above the limit of "
+                f"{format_size(limit)}; lower it, or raise KVCACHED_LIMIT"
+            )
+        blocks = longest_request_blocks(self.vllm_config, config)
+        extents = -(-blocks // geometry.blocks_per_extent)
+        return _C.LeaseTerms(
+            identity.group_of(wanted),
+            identity.instance_of(self.vllm_config),
+            engine="vllm",
+            limit_bytes=limit,
+            floor_bytes=wanted.floor,
+            weight=wanted.weight,
+            utilisation=wanted.gpu_utilization,
+            device_limit_bytes=wanted.capacity,
+            longest_bytes=extents * geometry.extent_bytes(granule),
+        )
 
     def _tensor(self, pager: _C.Pager) -> torch.Tensor:
         return torch.from_dlpack(
@@ -175,6 +205,14 @@ class _Elastic:
             self._pager.stop()
         self._row = None
         super().shutdown()  # type: ignore[misc]
+
+
+def _advice(error: str, wanted: Settings) -> str:
+    if "a floor of" in error or "joining or leaving" in error:
+        return "see kvctl list"
+    if "limit" in error and wanted.limit:
+        return "raise KVCACHED_LIMIT"
+    return "free memory on the device; kvctl list shows who holds it"
 
 
 class ElasticCPUWorker(_Elastic, CPUWorker):  # type: ignore[misc]

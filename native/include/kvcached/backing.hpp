@@ -30,6 +30,9 @@ class Backing {
   /// Pointers into the regions end here. What the driver refuses to take stays held.
   void reset();
 
+  /// Bytes of memory that commit() would put under a unit and that are not there yet.
+  [[nodiscard]] std::uint64_t bytes_to_commit(std::uint32_t first, std::uint32_t count) const;
+
   /// Puts zeroed memory under `count` extents from `first` on, in as few handles as their
   /// layout allows. out_of_memory where the driver, or `limit_bytes` (0: none) over
   /// held_bytes(), says no.
@@ -42,6 +45,8 @@ class Backing {
   /// Destroys kept handles that nobody wanted again since `older_than`. Returns what is kept.
   std::size_t trim(HandleCache::Clock::time_point older_than);
 
+  /// Whether released handles wait for another use.
+  [[nodiscard]] bool keeps_handles() const noexcept { return cache_.size() != 0; }
   /// Whether the regions have addresses.
   [[nodiscard]] bool reserved() const noexcept { return !bases_.empty(); }
   [[nodiscard]] void* region(std::size_t index) const { return bases_[index]; }

@@ -40,6 +40,10 @@ class Driver {
   /// "cuda", "host" or "sim".
   [[nodiscard]] virtual const char* name() const noexcept = 0;
 
+  /// What tells this device from every other on the machine, in every process: a GPU's UUID,
+  /// "host" for the machine's memory.
+  [[nodiscard]] virtual std::string device_id() const { return name(); }
+
   /// Whether the device can be used. Must be called, and be ok, before anything below.
   [[nodiscard]] virtual Status probe() = 0;
 

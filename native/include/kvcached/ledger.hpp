@@ -61,6 +61,9 @@ class Ledger {
   struct Sample {
     std::uint64_t word = 0;
     std::uint64_t backed = 0;
+    /// How often memory has moved: what one lease gave and another took may be the same.
+    std::uint64_t moves = 0;
+    bool operator==(const Sample&) const = default;
   };
   /// Whether the device should be asked now, and by the caller alone: the last look is older than
   /// `age_ns`.
@@ -77,7 +80,6 @@ class Ledger {
   Ledger() = default;
   [[nodiscard]] Status map(std::string* error);
   [[nodiscard]] Status lock_for_joining(std::string* error);
-  [[nodiscard]] std::uint64_t sum_backed(bool* moving) const noexcept;
   void clear(std::uint32_t slot);
 
   std::string path_;
@@ -126,8 +128,12 @@ class Lease {
   [[nodiscard]] std::uint32_t slot() const noexcept { return slot_; }
   [[nodiscard]] std::uint64_t granule_bytes() const noexcept { return granule_bytes_; }
 
-  /// Asks for so many bytes in all. A refusal tells the neighbours who owe some.
+  /// Asks for so many bytes in all, which requests need: a refusal tells the neighbours who owe
+  /// some.
   Grant resize(std::uint64_t bytes);
+  /// The same for memory ahead of need: a refusal tells the neighbours only where the scheduler
+  /// has said that requests want so much.
+  Grant charge(std::uint64_t bytes);
   /// Brackets creating and destroying memory.
   void begin_move() noexcept;
   void end_move(std::uint64_t backed_bytes) noexcept;

@@ -177,6 +177,21 @@ enum class Grant : std::uint8_t {
   promised,
 };
 
+/// The answer in words, for messages.
+[[nodiscard]] constexpr const char* to_string(Grant grant) noexcept {
+  switch (grant) {
+    case Grant::granted:
+      return "granted";
+    case Grant::no_capacity:
+      return "the device's capacity is used up";
+    case Grant::over_limit:
+      return "the limit is reached";
+    case Grant::promised:
+      return "what is free is promised to others";
+  }
+  return "unknown";
+}
+
 /// The protocol over a ledger's memory: exact under the death of any process at any instruction.
 ///
 /// A lease writes its intent and then swaps the word: that is the commit. Whoever comes next first
@@ -214,6 +229,8 @@ class LedgerTable {
 
   /// Tells what a lease's requests need now, met or not.
   void want(std::uint32_t slot, std::uint64_t granules, std::uint64_t now_ns);
+  /// What want() was last told; 0 where that is too long ago to be believed.
+  [[nodiscard]] std::uint64_t wanted(std::uint32_t slot, std::uint64_t now_ns) const noexcept;
   /// Tells that a lease lacks memory: grants ask the policy from here on, and those who should
   /// give back hear of it.
   void contend(std::uint64_t now_ns);

@@ -24,6 +24,8 @@ inline constexpr std::uint64_t kNeverUsable = ~std::uint64_t{0};
 /// Whether a row moves memory, or says that its engine's cache is its own.
 enum class RowMode : std::uint32_t { elastic = 1, vanilla = 2 };
 
+inline constexpr std::uint32_t kNoLease = 0xffffffffU;
+
 /// What does not change while a row lives. Sizes in bytes, texts end with a zero byte.
 struct RowFacts {
   std::uint32_t pid = 0;
@@ -44,6 +46,9 @@ struct RowFacts {
   char driver[16] = {};
   char layout[16] = {};
   char engine[64] = {};
+  /// The ledger and the place in it of this rank's lease; kNoLease where it accounts to nobody.
+  char ledger[192] = {};
+  std::uint32_t lease_slot = kNoLease;
   /// Why the row is vanilla.
   char reason[256] = {};
 };

@@ -1,9 +1,11 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <deque>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <thread>
 #include <vector>
@@ -11,10 +13,22 @@
 #include "kvcached/backing.hpp"
 #include "kvcached/driver.hpp"
 #include "kvcached/geometry.hpp"
+#include "kvcached/ledger.hpp"
 #include "kvcached/page_table.hpp"
 #include "kvcached/status.hpp"
 
 namespace kvcached {
+
+/// The account of its device that a pager joins.
+struct PagerLedger {
+  std::string path;
+  /// Whether other users of the directory's group may join.
+  bool shared = false;
+  /// The row and sizes are filled in by the pager.
+  LeaseTerms terms;
+  /// How long to wait for neighbours to give back what the pinned extents need.
+  std::chrono::milliseconds patience{20'000};
+};
 
 /// What a pager needs to know beside its geometry. Sizes in bytes.
 struct PagerOptions {
@@ -26,6 +40,8 @@ struct PagerOptions {
   std::uint64_t limit_bytes = 0;
   /// Extents from 0 on that are committed at start and never released.
   std::uint32_t pinned_extents = 1;
+  /// The account to join; nothing: what the driver gives is taken, up to the limit.
+  std::optional<PagerLedger> ledger;
   /// The largest part of a unit to back with one handle; 0: what the driver finds useful.
   std::uint64_t max_handle_bytes = 0;
 };
@@ -63,10 +79,14 @@ class Pager {
 
   [[nodiscard]] Backing& backing() noexcept { return backing_; }
   [[nodiscard]] Row* row() noexcept { return row_.get(); }
+  /// The lease in its device's ledger, or nothing.
+  [[nodiscard]] Lease* lease() noexcept { return lease_.get(); }
   /// The last refusal of the driver, in one line; empty where there was none.
   [[nodiscard]] std::string last_error();
 
  private:
+  using Clock = std::chrono::steady_clock;
+
   struct Launch {
     std::uint64_t step = 0;
     Event event;
@@ -76,6 +96,15 @@ class Pager {
     std::uint64_t fence = 0;
   };
 
+  [[nodiscard]] Status join(RowFacts* facts, std::string* error);
+  [[nodiscard]] Status commit_pinned(const RowFacts& facts, std::string* error);
+  // The lease first, then the driver; what the driver refuses goes back to the lease.
+  [[nodiscard]] Status commit_accounted(Row::Request unit, bool insist);
+  // Runs what moves memory, with the ledger told of it.
+  template <typename Move>
+  void moving(Move move);
+  [[nodiscard]] bool contended() const noexcept;
+  void look_after_lease(Clock::time_point now);
   void run();
   bool serve_requests();
   void commit(Row::Request unit);
@@ -90,9 +119,12 @@ class Pager {
   PagerOptions options_;
   Backing backing_;
   std::unique_ptr<Row> row_;
+  std::unique_ptr<Lease> lease_;
   std::thread thread_;
   std::atomic<bool> stopping_{false};
 
+  Clock::time_point looked_after_{};
+  std::string refusal_;  // of the last commit_accounted()
   std::vector<Release> releases_;
   std::mutex launches_mutex_;  // held for a push or a pop, by the worker's and the pager's thread
   std::deque<Launch> launches_;

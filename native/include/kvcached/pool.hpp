@@ -9,6 +9,7 @@
 #include "kvcached/bitmap.hpp"
 #include "kvcached/block_list.hpp"
 #include "kvcached/extent_table.hpp"
+#include "kvcached/lease_watch.hpp"
 #include "kvcached/page_table.hpp"
 #include "kvcached/slack.hpp"
 
@@ -16,8 +17,9 @@ namespace kvcached {
 
 /// The scheduler's side: which block to hand out, which extents to want or release.
 ///
-/// A block is *absent* (no memory), *free*, *cached* (free, but holding a prefix worth keeping)
-/// or *used*. Free blocks go out lowest address first, so that the top of the address space
+/// A block is *absent* (no memory), *free*, *cached* (free, but holding a prefix worth keeping),
+/// *used*, or *withheld*: free, but its extent is being emptied because somebody else is entitled
+/// to the memory. Free blocks go out lowest address first, so that the top of the address space
 /// empties; cached ones go out only when no free one is left, least recently used first. Only
 /// blocks of extents that are COMMITTED on every rank are ever free.
 ///
@@ -29,6 +31,12 @@ class Pool {
 
   /// `rows`: one a rank, all of one geometry.
   Pool(std::vector<std::unique_ptr<Row>> rows, SlackBounds slack);
+
+  /// Answers to the ledgers that the rows name from here on; nothing where they name none.
+  /// `error` says what could not be opened.
+  [[nodiscard]] Status watch_leases(std::string* error);
+  /// The leases, or nothing.
+  [[nodiscard]] LeaseWatch* leases() noexcept { return leases_.get(); }
   Pool(const Pool&) = delete;
   Pool& operator=(const Pool&) = delete;
 
@@ -49,6 +57,10 @@ class Pool {
   /// cached blocks of its unit where that empties the unit.
   [[nodiscard]] std::vector<std::uint32_t> coldest(std::uint32_t keep) const;
 
+  /// Cached blocks to evict because the ledger asks for memory: coldest units first, and all that
+  /// lie in extents that are being emptied.
+  [[nodiscard]] std::vector<std::uint32_t> owed() const;
+
   /// Blocks that take() can give: free and cached.
   [[nodiscard]] std::uint32_t num_free() const noexcept { return free_.count() + cached_.size(); }
   [[nodiscard]] std::uint32_t num_unhashed() const noexcept { return free_.count(); }
@@ -56,9 +68,11 @@ class Pool {
   /// Extents, the pinned ones apart, that only cached blocks keep from being released.
   [[nodiscard]] std::uint32_t cache_held_extents() const noexcept { return cache_held_extents_; }
   [[nodiscard]] std::uint32_t num_used() const noexcept {
-    return extents_.usable_blocks() - num_free();
+    return extents_.usable_blocks() - num_free() - withheld_;
   }
-  /// Blocks of all committed extents: used, free and cached.
+  /// Free blocks of extents that are being emptied.
+  [[nodiscard]] std::uint32_t num_withheld() const noexcept { return withheld_; }
+  /// Blocks of all committed extents: used, free, cached and withheld.
   [[nodiscard]] std::uint32_t num_usable() const noexcept { return extents_.usable_blocks(); }
   /// Free and cached blocks in the order in which take() would give them.
   [[nodiscard]] std::vector<std::uint32_t> in_order() const;
@@ -66,8 +80,8 @@ class Pool {
   // Memory.
 
   /// Blocks that memory not yet taken could still back, as far as is known: 0 after a denial,
-  /// until something may have changed.
-  [[nodiscard]] std::uint32_t num_growable() const noexcept;
+  /// until something may have changed. Counts what neighbours owe.
+  [[nodiscard]] std::uint32_t num_growable() const;
 
   /// Tries to have `blocks` free blocks that cost no cached prefix: takes answers in, wants
   /// what is missing and sleeps for it until `deadline`. Returns whether they are there; fewer
@@ -89,6 +103,11 @@ class Pool {
   /// idle engine keeps the smallest slack.
   void balance(bool idle);
 
+  /// Tells how many blocks the oldest running request holds: no neighbour gets at those.
+  void keep(std::uint32_t blocks) noexcept { keep_blocks_ = blocks; }
+  /// Sleeps until what was refused may be had, or `deadline`.
+  void wait_for_memory(Clock::time_point deadline);
+
   /// Most physical bytes a rank may hold (0: no bound but the driver's). Acts at the next commit.
   void set_limit(std::uint64_t bytes) noexcept;
 
@@ -105,7 +124,7 @@ class Pool {
   [[nodiscard]] std::string dead_row() const;
 
  private:
-  enum class BlockState : std::uint8_t { absent, free, cached, used };
+  enum class BlockState : std::uint8_t { absent, free, cached, used, withheld };
 
   // Whether only cached blocks keep a unit from being released.
   [[nodiscard]] bool cache_holds(Row::Request unit) const noexcept {
@@ -116,11 +135,20 @@ class Pool {
   void adopt(Row::Request unit);
   void withdraw(Row::Request unit);
   void grow(std::uint32_t extents);
-  [[nodiscard]] std::uint32_t growable_extents() const noexcept;
+  [[nodiscard]] std::uint32_t growable_extents() const;
+  [[nodiscard]] std::uint32_t extents_for(std::uint32_t blocks) const noexcept;
+  void tell(std::uint32_t blocks);
+  void report();
+  void answer_pressure();
+  void release_drained();
+  void drain(std::uint32_t extents);
+  void set_draining(Row::Request unit, bool draining);
+  [[nodiscard]] std::uint32_t capacity_epoch() const noexcept;
   void note_denial();
   void publish() noexcept;
 
   ExtentTable extents_;
+  std::unique_ptr<LeaseWatch> leases_;
   std::vector<BlockState> states_;
   Bitmap free_;
   BlockList cached_;
@@ -130,6 +158,12 @@ class Pool {
   std::vector<std::uint32_t> cached_in_unit_;  // likewise
   std::uint32_t cache_held_extents_ = 0;
   SlackPolicy slack_;
+  Pressure pressure_;                   // as of the last balance()
+  std::vector<std::uint8_t> draining_;  // by a unit's first extent
+  std::uint32_t draining_extents_ = 0;
+  std::uint32_t withheld_ = 0;
+  std::uint32_t keep_blocks_ = 0;
+  std::uint32_t given_ = 0;  // extents released under pressure, not reported yet
 
   std::uint32_t expected_blocks_ = 0;
   std::uint32_t foreseen_ = 0;  // extents, the most that was expected since the last balance()

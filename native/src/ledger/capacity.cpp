@@ -35,16 +35,19 @@ std::uint64_t capacity_bytes(LedgerTable& table, std::uint64_t backed_bytes,
 
 }  // namespace
 
-std::uint64_t Ledger::sum_backed(bool* moving) const noexcept {
-  std::uint64_t sum = 0;
+std::optional<Ledger::Sample> Ledger::begin_sample() {
+  Sample sample;
+  sample.word = table_->header().word.load(std::memory_order_acquire);
   const std::uint32_t slots = table_->header().high_water.load(std::memory_order_acquire);
   for (std::uint32_t index = 0; index < slots; ++index) {
     const LeaseSlot& slot = table_->slot(index);
     if (slot.state.load(std::memory_order_acquire) != LeaseState::live) continue;
-    sum += slot.backed.load(std::memory_order_acquire);
-    if (slot.moving.load(std::memory_order_acquire) % 2 != 0) *moving = true;
+    sample.backed += slot.backed.load(std::memory_order_acquire);
+    const std::uint32_t moving = slot.moving.load(std::memory_order_acquire);
+    if (moving % 2 != 0) return std::nullopt;
+    sample.moves += moving;
   }
-  return sum;
+  return sample;
 }
 
 bool Ledger::sample_due(std::uint64_t age_ns, std::uint64_t now_ns) {
@@ -54,22 +57,9 @@ bool Ledger::sample_due(std::uint64_t age_ns, std::uint64_t now_ns) {
                                                              std::memory_order_acq_rel);
 }
 
-std::optional<Ledger::Sample> Ledger::begin_sample() {
-  bool moving = false;
-  Sample sample;
-  sample.word = table_->header().word.load(std::memory_order_acquire);
-  sample.backed = sum_backed(&moving);
-  if (moving) return std::nullopt;
-  return sample;
-}
-
 void Ledger::end_sample(const Sample& sample, const MemoryInfo& device, std::uint64_t now_ns) {
   LedgerHeader& header = table_->header();
-  bool moving = false;
-  if (sum_backed(&moving) != sample.backed || moving ||
-      header.word.load(std::memory_order_acquire) != sample.word) {
-    return;
-  }
+  if (begin_sample() != sample) return;
   header.sampled_ns.store(now_ns, std::memory_order_release);
   header.device_free.store(device.free, std::memory_order_relaxed);
   header.device_total.store(device.total, std::memory_order_relaxed);

@@ -86,13 +86,13 @@ std::uint64_t LedgerTable::grantable(std::uint32_t index, std::uint64_t now_ns) 
   const std::uint64_t held =
       LedgerEntry::unpack(slot.held.load(std::memory_order_acquire)).granules;
   const std::uint64_t capacity = header_->capacity.load(std::memory_order_acquire);
-  std::uint64_t most = capacity > word.used ? capacity - word.used : 0;
+  const std::uint64_t free = capacity > word.used ? capacity - word.used : 0;
+  std::uint64_t room = kNoLimit;
   if (const std::uint64_t limit = slot.limit_bytes.load(std::memory_order_acquire); limit != 0) {
-    most = std::min(most, granules(limit) > held ? granules(limit) - held : 0);
+    room = granules(limit) > held ? granules(limit) - held : 0;
   }
-  if (header_->contended.load(std::memory_order_acquire) == 0 && !bounded_by_group(slot)) {
-    return most;
-  }
+  const bool contended = header_->contended.load(std::memory_order_acquire) != 0;
+  if (!contended && !bounded_by_group(slot)) return std::min(free, room);
   thread_local std::vector<Tenant> tenants;
   thread_local std::vector<Ruling> rulings;
   judge(now_ns, &tenants, &rulings);
@@ -106,10 +106,11 @@ std::uint64_t LedgerTable::grantable(std::uint32_t index, std::uint64_t now_ns) 
   }
   const Tenant& tenant = tenants[index];
   if (tenant.group_limit != kNoLimit) {
-    most = std::min(most, tenant.group_limit > group_held ? tenant.group_limit - group_held : 0);
+    room = std::min(room, tenant.group_limit > group_held ? tenant.group_limit - group_held : 0);
   }
-  const std::uint64_t unpromised = most > promised ? most - promised : 0;
-  return std::max(unpromised, std::min(most, rulings[index].promised));
+  if (!contended) return std::min(free, room);
+  const std::uint64_t unpromised = free > promised ? free - promised : 0;
+  return std::min(room, std::max(unpromised, std::min(free, rulings[index].promised)));
 }
 
 Ruling LedgerTable::ruling(std::uint32_t index, std::uint64_t now_ns) {
@@ -124,8 +125,14 @@ Ruling LedgerTable::ruling(std::uint32_t index, std::uint64_t now_ns) {
   thread_local std::vector<Tenant> tenants;
   thread_local std::vector<Ruling> rulings;
   const std::uint64_t capacity = judge(now_ns, &tenants, &rulings);
+  // Who got its part and would have more still waits: what others free must stay theirs while
+  // they may want it back. Demand is a peak, so this is a second without a need unmet.
   bool calm = used() <= capacity;
-  for (const Ruling& found : rulings) calm = calm && found.promised == 0;
+  for (std::size_t other = 0; other < tenants.size(); ++other) {
+    const Tenant& tenant = tenants[other];
+    calm = calm && rulings[other].promised == 0 &&
+           std::min({tenant.demand, tenant.limit, tenant.group_limit}) <= tenant.held;
+  }
   if (contended != 0 && calm) {
     std::uint32_t seen = contended;
     header_->contended.compare_exchange_strong(seen, 0, std::memory_order_acq_rel);
@@ -135,9 +142,14 @@ Ruling LedgerTable::ruling(std::uint32_t index, std::uint64_t now_ns) {
 
 void LedgerTable::want(std::uint32_t index, std::uint64_t granules, std::uint64_t now_ns) {
   LeaseSlot& slot = slots_[index];
+  granules = std::min(granules, LedgerWord::kMostGranules);
   slot.demand.note(granules, now_ns);
   slot.wanted.store((granules << 32) | ((now_ns / kMillisecond) & kLow32),
                     std::memory_order_relaxed);
+}
+
+std::uint64_t LedgerTable::wanted(std::uint32_t index, std::uint64_t now_ns) const noexcept {
+  return wanted_now(slots_[index], now_ns);
 }
 
 void LedgerTable::contend(std::uint64_t now_ns) {

@@ -151,12 +151,24 @@ void Lease::leave() {
 
 Grant Lease::resize(std::uint64_t bytes) {
   LedgerTable& table = ledger_->table();
-  const std::uint64_t granules = (bytes + granule_bytes_ - 1) / granule_bytes_;
+  const std::uint64_t granules = bytes / granule_bytes_ + (bytes % granule_bytes_ != 0 ? 1 : 0);
   const std::uint64_t now = monotonic_ns();
   const Grant answer = table.resize(slot_, granules, now);
   if (answer == Grant::no_capacity || answer == Grant::promised) {
     // What is asked for is wanted, whatever the scheduler has told so far.
     table.want(slot_, std::max(granules, table.slot(slot_).live.load()), now);
+    table.contend(now);
+  }
+  return answer;
+}
+
+Grant Lease::charge(std::uint64_t bytes) {
+  LedgerTable& table = ledger_->table();
+  const std::uint64_t granules = bytes / granule_bytes_ + (bytes % granule_bytes_ != 0 ? 1 : 0);
+  const std::uint64_t now = monotonic_ns();
+  const Grant answer = table.resize(slot_, granules, now);
+  if ((answer == Grant::no_capacity || answer == Grant::promised) &&
+      table.wanted(slot_, now) >= granules) {
     table.contend(now);
   }
   return answer;

@@ -25,8 +25,10 @@ void LedgerTable::set_probe(Probe found) noexcept { g_probe = found; }
 void LedgerTable::help(LedgerWord word) {
   if (word.slot >= kLedgerSlots) return;
   LeaseSlot& slot = slots_[word.slot];
+  probe("account");
   std::uint64_t held = slot.held.load(std::memory_order_acquire);
   if (LedgerEntry::unpack(held).sequence == word.sequence) return;
+  probe("another's intent");
   const LedgerEntry intent = LedgerEntry::unpack(slot.intent.load(std::memory_order_acquire));
   // Another number: somebody has helped, and the lease has gone on.
   if (intent.sequence != word.sequence) return;
@@ -45,6 +47,7 @@ Grant LedgerTable::resize(std::uint32_t index, std::uint64_t granules, std::uint
   LeaseSlot& slot = slots_[index];
   for (;;) {
     const LedgerWord word = settled();
+    probe("own account");
     const LedgerEntry held = LedgerEntry::unpack(slot.held.load(std::memory_order_acquire));
     if (granules == held.granules) return Grant::granted;
     if (granules > held.granules) {
@@ -88,6 +91,7 @@ Grant LedgerTable::may_grow(std::uint32_t index, std::uint64_t held, std::uint64
   const std::uint64_t more = wanted - held;
   if (const std::uint64_t group = slot.group_limit_bytes.load(std::memory_order_acquire);
       group != 0) {
+    probe("group");
     std::uint64_t sum = more;
     const std::uint32_t slots = header_->high_water.load(std::memory_order_acquire);
     for (std::uint32_t other = 0; other < slots; ++other) {
@@ -100,6 +104,7 @@ Grant LedgerTable::may_grow(std::uint32_t index, std::uint64_t held, std::uint64
     if (sum > granules(group)) return Grant::over_limit;
   }
   // After the word: who lowers the capacity changes the word behind it, and our swap then fails.
+  probe("capacity");
   const std::uint64_t capacity = header_->capacity.load(std::memory_order_acquire);
   if (word.used + more > std::min(capacity, LedgerWord::kMostGranules)) return Grant::no_capacity;
   if (header_->contended.load(std::memory_order_acquire) == 0) return Grant::granted;
@@ -131,18 +136,19 @@ std::uint64_t LedgerTable::snapshot(std::vector<std::uint64_t>* held) {
     const std::uint32_t slots = header_->high_water.load(std::memory_order_acquire);
     held->assign(slots, 0);
     for (std::uint32_t index = 0; index < slots; ++index) {
+      probe("account");
       (*held)[index] =
           LedgerEntry::unpack(slots_[index].held.load(std::memory_order_acquire)).granules;
     }
+    probe("word");
     if (header_->word.load(std::memory_order_acquire) == word.pack()) return word.used;
   }
 }
 
 void LedgerTable::set_capacity(std::uint64_t granules) {
-  const std::uint64_t before = header_->capacity.load(std::memory_order_acquire);
-  if (before == granules) return;
-  probe("capacity");
-  header_->capacity.store(granules, std::memory_order_release);
+  probe("new capacity");
+  // Where it is this already, whoever stored it may have died before it changed the word.
+  const std::uint64_t before = header_->capacity.exchange(granules, std::memory_order_acq_rel);
   for (;;) {
     const LedgerWord word = settled();
     const LedgerWord after{word.used, kNoSlot, next(word.sequence)};

@@ -38,7 +38,7 @@ void fill(std::vector<Claim>& claims, std::uint64_t capacity, std::vector<std::u
     for (std::size_t index = 0; index < claims.size(); ++index) shares[index] = claims[index].most;
     return;
   }
-  if (least >= capacity) {
+  if (least > capacity) {
     // Guarantees were checked against a larger device; each gets its part of what there is.
     for (std::size_t index = 0; index < claims.size(); ++index) {
       const double part = static_cast<double>(claims[index].least) / static_cast<double>(least);

@@ -11,7 +11,6 @@ namespace kvcached {
 
 namespace {
 
-using Clock = std::chrono::steady_clock;
 using std::chrono::microseconds;
 using std::chrono::milliseconds;
 using std::chrono::nanoseconds;
@@ -23,6 +22,11 @@ constexpr microseconds kFencePoll{500};
 // enough that an idle engine's memory is back well within a second.
 constexpr milliseconds kKeepHandles{200};
 constexpr milliseconds kIdle{1000};
+// How often the device is asked and dead neighbours are looked for: while somebody waits for
+// memory, and otherwise.
+constexpr milliseconds kWatch{100};
+constexpr milliseconds kWatchIdle{500};
+constexpr milliseconds kSweep{200};
 
 RowFacts describe(const Backing& backing, const Driver& driver, const PagerOptions& options) {
   RowFacts facts;
@@ -71,20 +75,18 @@ Status Pager::start(std::string* error) {
     *error = "cannot reserve address space: " + backing_.last_error();
     return status;
   }
-  const RowFacts facts = describe(backing_, *driver_, options_);
-  for (std::uint32_t extent = 0; extent < facts.pinned_extents; ++extent) {
-    const Status status = backing_.commit(extent, 1, options_.limit_bytes);
-    if (status != Status::ok) {
-      *error = "not enough memory for the " + std::to_string(facts.pinned_extents) +
-               " extents that are always committed (" + std::to_string(facts.extent_bytes) +
-               " bytes each): " + backing_.last_error();
-      backing_.reset();
-      return status;
-    }
+  RowFacts facts = describe(backing_, *driver_, options_);
+  Status status = options_.ledger ? join(&facts, error) : Status::ok;
+  if (status == Status::ok) status = commit_pinned(facts, error);
+  if (status != Status::ok) {
+    backing_.reset();
+    lease_.reset();
+    return status;
   }
   // A row is there for everybody from here on, and its pinned extents are taken for granted.
-  if (const Status status = Row::create(options_.path, facts, &row_, error); status != Status::ok) {
+  if (status = Row::create(options_.path, facts, &row_, error); status != Status::ok) {
     backing_.reset();
+    lease_.reset();
     return status;
   }
   row_->header().limit_bytes = options_.limit_bytes;
@@ -94,11 +96,119 @@ Status Pager::start(std::string* error) {
   return Status::ok;
 }
 
+Status Pager::join(RowFacts* facts, std::string* error) {
+  PagerLedger& ledger = *options_.ledger;
+  LeaseTerms& terms = ledger.terms;
+  terms.row = options_.path;
+  terms.rank = options_.rank;
+  terms.virtual_bytes = facts->virtual_bytes;
+  terms.extent_bytes = facts->extent_bytes;
+  MemoryInfo device;
+  if (const Status status = driver_->memory_info(&device); status != Status::ok) {
+    *error = "cannot ask the device for its memory: " + driver_->last_error();
+    return status;
+  }
+  const LedgerDevice id{driver_->device_id(), driver_->name(), driver_->granularity()};
+  if (const Status status =
+          Lease::join(ledger.path, id, ledger.shared, terms, device, &lease_, error);
+      status != Status::ok) {
+    return status;
+  }
+  ledger.path.copy(facts->ledger, sizeof facts->ledger - 1);
+  facts->lease_slot = lease_->slot();
+  return Status::ok;
+}
+
+Status Pager::commit_pinned(const RowFacts& facts, std::string* error) {
+  const auto deadline =
+      Clock::now() + (options_.ledger ? options_.ledger->patience : milliseconds(0));
+  for (std::uint32_t extent = 0; extent < facts.pinned_extents; ++extent) {
+    Status status = commit_accounted({extent, 1}, true);
+    // Neighbours that hold more than their part give back what is asked for here.
+    while (status == Status::out_of_memory && Clock::now() < deadline) {
+      LedgerHeader& header = lease_->ledger().table().header();
+      const std::uint32_t seen = header.epoch.load(std::memory_order_acquire);
+      header.epoch_awaited.fetch_add(1, std::memory_order_seq_cst);
+      futex_wait(header.epoch, seen, kSweep);
+      header.epoch_awaited.fetch_sub(1, std::memory_order_seq_cst);
+      look_after_lease(Clock::now());
+      status = commit_accounted({extent, 1}, true);
+    }
+    if (status != Status::ok) {
+      *error = "not enough memory for the " + std::to_string(facts.pinned_extents) +
+               " extents that are always committed (" + std::to_string(facts.extent_bytes) +
+               " bytes each): " + refusal_;
+      return status;
+    }
+  }
+  return Status::ok;
+}
+
 void Pager::stop() {
   stopping_ = true;
   if (row_ != nullptr) row_->ring_doorbell();
   if (thread_.joinable()) thread_.join();
   row_.reset();
+  // What is still mapped is a stranger's from here on: the device says that it is not free.
+  if (lease_ != nullptr) lease_->leave();
+  lease_.reset();
+}
+
+template <typename Move>
+void Pager::moving(Move move) {
+  if (lease_ == nullptr) {
+    move();
+    return;
+  }
+  lease_->begin_move();
+  move();
+  lease_->end_move(backing_.held_bytes());
+  // At most what was granted before, so it cannot be refused.
+  (void)lease_->charge(backing_.held_bytes());
+}
+
+Status Pager::commit_accounted(Row::Request unit, bool insist) {
+  std::uint64_t limit = options_.limit_bytes;
+  if (row_ != nullptr) limit = row_->header().limit_bytes.load(std::memory_order_acquire);
+  if (lease_ != nullptr) {
+    limit = 0;  // the lease's, which may have changed since
+    const std::uint64_t bytes =
+        backing_.held_bytes() + backing_.bytes_to_commit(unit.first, unit.count);
+    const Grant answer = insist ? lease_->resize(bytes) : lease_->charge(bytes);
+    if (answer != Grant::granted) {
+      refusal_ = std::string(to_string(answer)) + " for " + std::to_string(bytes) + " bytes";
+      return Status::out_of_memory;
+    }
+  }
+  Status status = Status::ok;
+  moving([&] { status = backing_.commit(unit.first, unit.count, limit); });
+  if (status != Status::ok) {
+    refusal_ = backing_.last_error();
+    // The device has less than the ledger thinks.
+    looked_after_ = {};
+  }
+  return status;
+}
+
+void Pager::look_after_lease(Clock::time_point now) {
+  if (lease_ == nullptr) return;
+  Ledger& ledger = lease_->ledger();
+  const bool contended = ledger.table().header().contended.load(std::memory_order_acquire) != 0;
+  const milliseconds every = contended ? kWatch : kWatchIdle;
+  if (now - looked_after_ < every) return;
+  looked_after_ = now;
+  lease_->seen();
+  const std::uint64_t now_ns = monotonic_ns();
+  const auto age =
+      static_cast<std::uint64_t>(std::chrono::duration_cast<nanoseconds>(every).count());
+  if (ledger.sample_due(age * 9 / 10, now_ns)) {
+    const auto sample = ledger.begin_sample();
+    MemoryInfo device;
+    if (sample && driver_->memory_info(&device) == Status::ok) {
+      ledger.end_sample(*sample, device, now_ns);
+    }
+  }
+  (void)ledger.sweep(lease_->slot());
 }
 
 void Pager::launched(std::uint64_t step, Event event) {
@@ -126,12 +236,16 @@ void Pager::run() {
     if (stopping_.load(std::memory_order_acquire)) return;
     serve_requests();
     const bool waiting = serve_releases();
-    const bool kept = backing_.trim(Clock::now() - kKeepHandles) != 0;
+    const Clock::time_point now = Clock::now();
+    bool kept = backing_.keeps_handles();
+    if (kept) moving([&] { kept = backing_.trim(now - kKeepHandles) != 0; });
+    look_after_lease(now);
     publish();
     // Asleep only by the pool's knowledge: it looks at the flag after it has rung.
     header.pager_sleeps.store(1, std::memory_order_seq_cst);
     if (header.doorbell.load(std::memory_order_seq_cst) == seen) {
       nanoseconds pause = kIdle;
+      if (lease_ != nullptr) pause = contended() ? kSweep : kWatchIdle;
       if (kept) pause = kKeepHandles / 2;
       if (waiting) pause = kFencePoll;
       futex_wait(header.doorbell, seen, pause);
@@ -163,13 +277,12 @@ bool Pager::serve_requests() {
 void Pager::commit(Row::Request unit) {
   RowHeader& header = row_->header();
   const auto begin = Clock::now();
-  const auto limit = [&header] { return header.limit_bytes.load(std::memory_order_acquire); };
-  Status status = backing_.commit(unit.first, unit.count, limit());
+  Status status = commit_accounted(unit, false);
   if (status != Status::ok && !releases_.empty()) {
     // What is on its way out may be what is missing here.
     serve_releases();
-    backing_.trim(Clock::time_point::max());
-    status = backing_.commit(unit.first, unit.count, limit());
+    moving([&] { backing_.trim(Clock::time_point::max()); });
+    status = commit_accounted(unit, false);
   }
   const auto spent = std::chrono::duration_cast<nanoseconds>(Clock::now() - begin);
   if (status == Status::ok) {
@@ -179,7 +292,7 @@ void Pager::commit(Row::Request unit) {
   } else {
     header.denials.fetch_add(unit.count, std::memory_order_relaxed);
     const std::lock_guard lock(error_mutex_);
-    last_error_ = backing_.last_error();
+    last_error_ = refusal_;
   }
   publish();
   set_states(unit, status == Status::ok ? ExtentState::committed : ExtentState::denied);
@@ -189,7 +302,7 @@ void Pager::commit(Row::Request unit) {
 void Pager::release(Row::Request unit) {
   RowHeader& header = row_->header();
   const auto begin = Clock::now();
-  backing_.release(unit.first, unit.count);
+  moving([&] { backing_.release(unit.first, unit.count); });
   const auto spent = std::chrono::duration_cast<nanoseconds>(Clock::now() - begin);
   header.releases.fetch_add(unit.count, std::memory_order_relaxed);
   header.release_ns.fetch_add(static_cast<std::uint64_t>(spent.count()), std::memory_order_relaxed);
@@ -215,6 +328,10 @@ bool Pager::serve_releases() {
     row_->answer();
   }
   return !releases_.empty();
+}
+
+bool Pager::contended() const noexcept {
+  return lease_ != nullptr && lease_->ledger().table().header().contended.load() != 0;
 }
 
 void Pager::retire_events() {

@@ -30,7 +30,8 @@ Pool::Pool(std::vector<std::unique_ptr<Row>> rows, SlackBounds slack)
       used_in_extent_(extents_.num_extents(), 0),
       used_in_unit_(extents_.num_extents(), 0),
       cached_in_unit_(extents_.num_extents(), 0),
-      slack_(slack) {
+      slack_(slack),
+      draining_(extents_.num_extents(), 0) {
   limit_bytes_ = extents_.row(0).header().limit_bytes.load();
   for (std::uint32_t extent = 0; extent < extents_.pinned(); ++extent) adopt({extent, 1});
 }
@@ -69,8 +70,13 @@ bool Pool::remove(std::uint32_t block) noexcept {
 bool Pool::give(std::uint32_t block) noexcept {
   if (block >= states_.size() || states_[block] != BlockState::used) return false;
   const std::uint32_t extent = extents_.extent_of(block);
-  states_[block] = BlockState::free;
-  free_.set(block);
+  const bool leaves = draining_[extents_.unit_of(extent).first] != 0;
+  states_[block] = leaves ? BlockState::withheld : BlockState::free;
+  if (leaves) {
+    ++withheld_;
+  } else {
+    free_.set(block);
+  }
   --used_in_extent_[extent];
   if (used_in_extent_[extent] + cached_in_extent_[extent] == 0) {
     extents_.mark_empty(extent, step_);
@@ -147,12 +153,22 @@ std::vector<std::uint32_t> Pool::in_order() const {
   return blocks;
 }
 
-std::uint32_t Pool::num_growable() const noexcept {
-  return extents_.absent_blocks(growable_extents()) + extents_.wanted_blocks();
+std::uint32_t Pool::num_growable() const {
+  std::uint32_t extents = growable_extents();
+  if (leases_ != nullptr && !denied_) {
+    extents = std::max(extents, std::min(extents_.absent(), leases_->reachable()));
+  }
+  return extents_.absent_blocks(extents) + extents_.wanted_blocks();
 }
 
-std::uint32_t Pool::growable_extents() const noexcept {
+std::uint32_t Pool::growable_extents() const {
   if (denied_) return 0;
+  if (leases_ != nullptr) {
+    // What was asked for and not granted yet comes out of the same account.
+    const std::uint32_t grantable = leases_->grantable();
+    const std::uint32_t coming = extents_.wanted();
+    return std::min(extents_.absent(), grantable > coming ? grantable - coming : 0);
+  }
   if (limit_bytes_ == 0) return extents_.absent();
   const RowFacts& facts = extents_.row(0).facts();
   // Extents that share granules at their ends take less side by side than one alone. The pager
@@ -170,6 +186,7 @@ std::uint32_t Pool::growable_extents() const noexcept {
 bool Pool::ensure(std::uint32_t blocks, Clock::time_point deadline) {
   if (free_.count() >= blocks) return true;
   poll();
+  tell(blocks);
   // Memory on its way out may be what a limit leaves no room for. Its fence may need this very
   // step to end, so there is no long wait for it.
   const Clock::time_point releases_by = std::min(deadline, Clock::now() + kReleasePatience);
@@ -182,9 +199,17 @@ bool Pool::ensure(std::uint32_t blocks, Clock::time_point deadline) {
     }
     const bool coming_in = extents_.wanted() != 0;
     const Clock::time_point until = coming_in ? deadline : releases_by;
-    if (!coming_in && (denied_ || extents_.releasing() == 0)) break;
+    const bool owed_to_us = !coming_in && !denied_ && extents_.absent() != 0 &&
+                            leases_ != nullptr && leases_->reachable() != 0;
+    if (!coming_in && !owed_to_us && (denied_ || extents_.releasing() == 0)) break;
     if (Clock::now() >= until) break;
-    wait(until);
+    if (owed_to_us) {
+      const std::uint32_t seen = leases_->epoch();
+      leases_->contend();
+      if (growable_extents() == 0) leases_->wait_for_change(seen, until);
+    } else {
+      wait(until);
+    }
     poll();
   }
   return free_.count() >= blocks;
@@ -192,6 +217,7 @@ bool Pool::ensure(std::uint32_t blocks, Clock::time_point deadline) {
 
 void Pool::expect(std::uint32_t blocks) {
   expected_blocks_ = blocks;
+  tell(blocks);
   const std::uint32_t per_extent = extents_.blocks_per_extent();
   foreseen_ = std::max(foreseen_, (blocks + per_extent - 1) / per_extent);
   const std::uint32_t ahead = free_.count() + extents_.wanted_blocks();
@@ -215,7 +241,7 @@ void Pool::wait(Clock::time_point deadline) {
 void Pool::begin_step(std::uint64_t step) {
   step_ = step;
   if (denied_ &&
-      (extents_.capacity_epoch() != denied_epoch_ || Clock::now() - last_denial_ > kRetryDenied)) {
+      (capacity_epoch() != denied_epoch_ || Clock::now() - last_denial_ > kRetryDenied)) {
     denied_ = false;
   }
 }
@@ -228,6 +254,7 @@ void Pool::processed(std::uint64_t step) noexcept {
 
 void Pool::balance(bool idle) {
   poll();
+  answer_pressure();
   const std::uint32_t busy = extents_.usable() - extents_.empty();
   // The slack is for what expect() was not told of.
   const std::uint32_t foreseen = busy_at_balance_ + foreseen_;
@@ -240,7 +267,9 @@ void Pool::balance(bool idle) {
   const std::uint32_t per_extent = extents_.blocks_per_extent();
   const std::uint32_t expected = (expected_blocks_ + per_extent - 1) / per_extent;
   foreseen_ = expected;
-  const std::uint32_t target = std::max(slack_.target(), expected);
+  std::uint32_t target = std::max(slack_.target(), expected);
+  // Nothing ahead of need while somebody waits for it.
+  if (pressure_.soft + pressure_.hard != 0) target = 0;
   const std::uint32_t ahead = extents_.empty() + extents_.wanted();
   if (ahead < target && !denied_) {
     grow(target - ahead);
@@ -248,20 +277,23 @@ void Pool::balance(bool idle) {
     std::uint32_t excess = extents_.empty() - target;
     // A busy engine's need goes up and down from step to step; a quarter of the excess a step
     // follows a fall quickly and a ripple hardly.
-    std::uint32_t quota = idle ? excess : (excess + 3) / 4;
+    const std::uint32_t owed = std::min(excess, pressure_.soft + pressure_.hard);
+    std::uint32_t quota = idle ? excess : std::max(owed, (excess + 3) / 4);
     while (quota > 0) {
       const std::uint32_t first = extents_.highest_empty();
       if (first == ExtentTable::kNone) break;
       const Row::Request unit = extents_.unit_of(first);
       // A busy engine would ask for the rest of a larger unit again in its next step.
-      if (!idle && unit.count > excess) break;
+      if (!idle && owed == 0 && unit.count > excess) break;
       withdraw(unit);
       extents_.release(first);
+      if (owed != 0) given_ += unit.count;
       excess -= std::min(excess, unit.count);
       quota -= std::min(quota, unit.count);
     }
   }
   publish();
+  report();
 }
 
 void Pool::set_limit(std::uint64_t bytes) noexcept {
@@ -299,9 +331,11 @@ void Pool::adopt(Row::Request unit) {
     states_[block] = BlockState::free;
     free_.set(block);
   }
+  draining_[unit.first] = 0;
 }
 
 void Pool::withdraw(Row::Request unit) {
+  set_draining(unit, false);
   const std::uint32_t end = extents_.end_block(unit.first + unit.count - 1);
   for (std::uint32_t block = extents_.first_block(unit.first); block < end; ++block) {
     states_[block] = BlockState::absent;
@@ -320,7 +354,7 @@ void Pool::grow(std::uint32_t extents) {
 
 void Pool::note_denial() {
   denied_ = true;
-  denied_epoch_ = extents_.capacity_epoch();
+  denied_epoch_ = capacity_epoch();
   last_denial_ = Clock::now();
 }
 

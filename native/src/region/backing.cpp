@@ -75,6 +75,10 @@ void Backing::reset() {
   granules_.clear();
 }
 
+std::uint64_t Backing::bytes_to_commit(std::uint32_t first, std::uint32_t count) const {
+  return granules_in(unmapped(geometry_.granules_of(first, count, granule_))) * granule_;
+}
+
 Status Backing::commit(std::uint32_t first, std::uint32_t count, std::uint64_t limit_bytes) {
   const std::vector<GranuleRun> runs = geometry_.granules_of(first, count, granule_);
   const std::vector<GranuleRun> wanted = unmapped(runs);

@@ -140,4 +140,9 @@ Status CudaDriver::device_uuid(std::string* uuid) const {
   return Status::ok;
 }
 
+std::string CudaDriver::device_id() const {
+  std::string uuid;
+  return device_uuid(&uuid) == Status::ok ? "GPU-" + uuid : std::string(name());
+}
+
 }  // namespace kvcached

@@ -1,0 +1,1 @@
+"""What others can learn of engines while they run: metrics, and events with their log."""

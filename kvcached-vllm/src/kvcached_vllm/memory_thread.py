@@ -1,0 +1,97 @@
+"""Gives memory back while the engine sleeps: to neighbours at once, to the device soon after."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+import weakref
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from kvcached_vllm.supply import BlockSupply
+
+_log = logging.getLogger("vllm.kvcached")
+
+#: How long an engine without requests keeps its memory for the next one, in seconds. Short beside
+#: the second within which an idle engine's memory has to be back; a burst that follows another
+#: finds its memory where it was.
+GRACE = 0.3
+#: Between looks while pagers owe answers, in seconds.
+_IN_FLIGHT = 0.002
+#: Between looks while nothing happens, in seconds. Whoever wants something rings.
+_ASLEEP = 5.0
+
+
+class Owner(Protocol):
+    """A scheduler, as this thread sees it."""
+
+    memory_lock: threading.RLock
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is no request at all."""
+
+
+class MemoryThread(threading.Thread):
+    """Sleeps on the bell of the engine's leases and answers under the scheduler's lock."""
+
+    def __init__(self, owner: Owner, supply: BlockSupply) -> None:
+        super().__init__(name="kvcached-memory", daemon=True)
+        # An engine that nobody refers to any more ends this thread with it.
+        self._owner = weakref.ref(owner)
+        self._supply = weakref.ref(supply)
+        self._pool = supply.pool
+        self._stopping = False
+        self._idle_since: float | None = None
+
+    def wake(self) -> None:
+        """Tells that the engine has become idle."""
+        self._pool.ring()
+
+    def stop(self) -> None:
+        """Ends the thread; returns when it has ended."""
+        self._stopping = True
+        self._pool.ring()
+        self.join()
+
+    def run(self) -> None:
+        """Until stop(), or the engine's end."""
+        timeout = _ASLEEP
+        while not self._stopping:
+            self._pool.wait_for_bell(timeout)
+            owner, supply = self._owner(), self._supply()
+            if owner is None or supply is None:
+                return
+            with owner.memory_lock:
+                if self._stopping:
+                    return
+                try:
+                    timeout = self._look(owner, supply)
+                except Exception:
+                    # The engine must not lose its only answer to neighbours.
+                    _log.exception("kvcached: answering the ledger failed")
+                    timeout = _ASLEEP
+            del owner, supply
+
+    def _look(self, owner: Owner, supply: BlockSupply) -> float:
+        """Does what is due; returns the seconds until the next look."""
+        pool = self._pool
+        now = time.monotonic()
+        if not owner.idle:
+            self._idle_since = None
+        elif self._idle_since is None:
+            self._idle_since = now
+        waited = now - self._idle_since if self._idle_since is not None else 0.0
+        settled = self._idle_since is not None and waited >= GRACE
+        if settled or pool.has_orders or pool.in_flight or any(pool.pressure):
+            supply.tidy(idle=settled)
+        in_flight = pool.in_flight
+        # An idle engine has given what it can; a busy one gives as its requests end.
+        if pool.has_orders and not in_flight and (owner.idle or not any(pool.pressure)):
+            pool.orders_done()
+        if (in_flight and owner.idle) or pool.has_orders:
+            return _IN_FLIGHT
+        if self._idle_since is not None and not settled:
+            return max(_IN_FLIGHT, GRACE - waited)
+        return _ASLEEP
