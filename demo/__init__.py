@@ -1,6 +1,7 @@
-"""The demo: one model, two servers, the same requests, and who holds how much memory.
+"""The demo: two models on one memory budget, shared and split in halves, the same requests.
 
-`python -m demo.install` fills the environment, `python -m demo` runs. It starts `vllm serve`
-twice with the same flags, first as vLLM is, then with kvcached's elastic KV cache, sends both
-the same bursts of requests, and compares memory, speed and every answer.
+`python -m demo.install` fills the environment, `python -m demo` runs. It serves two models with
+vLLM as it is, half of the budget each, and then with kvcached, which lets both use what the other
+leaves. Load moves from one model to the other and back. Memory, speed and every answer are
+compared.
 """

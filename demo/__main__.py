@@ -1,7 +1,7 @@
-"""`python -m demo`: two servers, the same requests, a picture and a verdict.
+"""`python -m demo`: two set-ups, the same requests, a picture and a verdict.
 
-Everything after `--` goes to both servers, for example `-- --tensor-parallel-size 2`.
-Exit status: 0 when kvcached was at work and every answer was the same; 1 otherwise; 130 after
+Everything after `--` goes to all servers, for example `-- --tensor-parallel-size 2`.
+Exit status: 0 when every answer was the same and the claim was shown; 1 otherwise; 130 after
 Ctrl-C.
 """
 
@@ -15,13 +15,16 @@ from types import FrameType
 
 from rich.console import Console
 
-from demo import chart, report
-from demo.machine import COMMON_FLAGS, this_machine
+from demo import chart, kvtop, report
+from demo.budget import Budget, budget_for
+from demo.machine import this_machine
 from demo.model import ModelUnavailable, cached_model, model_path
+from demo.outcome import Outcome
 from demo.plan import FULL, QUICK
-from demo.run import NotElastic, Setting, Turn, run_elastic, run_vanilla
+from demo.run import NotElastic, Setting, run_shared, run_static
 from demo.screen import Screen
 from demo.server import ServerFailed
+from demo.sizes import in_binary_units
 from demo.workload import RequestFailed
 
 INTERRUPTED = 130
@@ -30,55 +33,88 @@ INTERRUPTED = 130
 def main() -> int:
     options = _options()
     console = Console()
-    signal.signal(signal.SIGTERM, _as_interrupt)
+    for ending in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(ending, _as_interrupt)
     try:
         return _show(console, options)
     except KeyboardInterrupt:
         console.print("stopped; no server is left running")
         return INTERRUPTED
     except (ModelUnavailable, NotElastic, RequestFailed, ServerFailed) as reason:
-        _fail(console, str(reason))
+        _fail(console, f"{reason}\nall logs: {options.logs}")
         return 1
 
 
 def _show(console: Console, options: argparse.Namespace) -> int:
-    model = options.model or _demo_model(console)
+    model = _model(console, options.model)
     machine = this_machine()
-    setting = Setting(
-        machine=machine,
-        model=model,
-        flags=(*COMMON_FLAGS, *options.vllm),
-        plan=QUICK if options.quick else FULL,
-        logs=options.logs,
-    )
+    plan = QUICK if options.quick else FULL
+    try:
+        budget = budget_for(model, plan)
+    except OSError as reason:
+        raise ModelUnavailable(f"{model} cannot be read: {reason}") from None
+    setting = Setting(machine, model, tuple(options.vllm), plan, budget, options.logs)
+    _explain(console, setting)
     with Screen(console) as screen:
-        vanilla = run_vanilla(setting, screen)
-        elastic = run_elastic(setting, screen, vanilla)
-    chart.draw(vanilla, elastic, machine.measured, Path(model).name, options.chart)
-    console.print(report.comparison(vanilla, elastic))
-    for line in (
-        f"memory is: {machine.measured}; over time: {options.chart}",
-        f"what stays with kvcached after load: {machine.stays}",
-    ):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
-    return _verdict(console, vanilla, elastic)
+        static = run_static(setting, screen)
+        shared, frame = run_shared(setting, screen)
+    if frame is not None:
+        console.print("\n`kvctl kvtop --once` while the second model was busy:\n")
+        console.print(frame, soft_wrap=True)
+        kvtop.save(frame, options.chart.with_name("demo-kvtop.svg"))
+    title = f"Two servers of {Path(model).name}, the same requests"
+    chart.draw(static, shared, budget, (title, machine.measured), options.chart)
+    console.print()
+    console.print(report.comparison(static, shared, budget))
+    _say(console, f"memory is: {machine.measured}; over time: {options.chart}")
+    # A short plan, another model or other flags may well show something else.
+    ours = not (options.quick or options.model or options.vllm)
+    return _verdict(console, static, shared, claim=report.CLAIM if ours else 0.0)
 
 
-def _demo_model(console: Console) -> str:
+def _model(console: Console, wanted: str | None) -> str:
+    if wanted is not None:
+        return str(Path(wanted).absolute()) if Path(wanted).exists() else wanted
     if cached_model() is None:
-        console.print("preparing SmolLM2-135M-Instruct, once (about 30 s)", highlight=False)
+        _say(console, "preparing SmolLM2-135M-Instruct, once (about 30 s)")
     return str(model_path())
 
 
-def _verdict(console: Console, vanilla: Turn, elastic: Turn) -> int:
-    different = report.differing(vanilla, elastic)
+def _explain(console: Console, setting: Setting) -> None:
+    budget: Budget = setting.budget
+    first, second = setting.plan.models
+    _say(
+        console,
+        f"{first} and {second}: two servers of {Path(setting.model).name}. A burst sends "
+        f"{budget.conversations} requests to one of them; each takes a block of "
+        f"{in_binary_units(budget.block_bytes)}.\n"
+        f"budget for both: {in_binary_units(budget.shared)}, 1.3 times what one needs at its peak "
+        f"({in_binary_units(budget.one_peak)}). Half of it holds {budget.conversations_in_half} "
+        "requests at a time.",
+    )
+
+
+def _verdict(console: Console, static: Outcome, shared: Outcome, claim: float) -> int:
+    count = len(static.answers)
+    different = report.differing(static, shared)
     for pair in different:
-        console.print(report.describe_difference(*pair), markup=False, highlight=False)
+        _say(console, report.describe_difference(*pair))
+    equal = count - len(different)
     if different:
-        _fail(console, f"{len(different)} of {len(vanilla.answers)} answers differ")
+        _fail(console, f"{equal} of {count} answers are equal")
         return 1
-    console.print("every answer is the same, word for word", style="green")
+    console.print(f"{equal} of {count} answers are equal, word for word", style="green")
+    ratio = static.p99_wait / shared.p99_wait
+    line = f"time to first token, p99: {ratio:.1f} times as long where the budget is split"
+    if ratio < claim:
+        _fail(console, f"{line}; at least {claim:.0f} times was to be shown")
+        return 1
+    console.print(line, style="green", highlight=False)
     return 0
+
+
+def _say(console: Console, line: str) -> None:
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _fail(console: Console, reason: str) -> None:
@@ -95,11 +131,11 @@ def _as_interrupt(number: int, frame: FrameType | None) -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m demo",
-        description="Compare vLLM with and without kvcached's elastic KV cache.",
-        epilog="Everything after -- goes to both servers.",
+        description="Two models on one memory budget: shared by kvcached, and split in halves.",
+        epilog="Everything after -- goes to all servers.",
     )
     parser.add_argument("--model", help="a model's name or folder (default: SmolLM2-135M-Instruct)")
-    parser.add_argument("--quick", action="store_true", help="a quarter of the requests")
+    parser.add_argument("--quick", action="store_true", help="fewer requests, shorter answers")
     parser.add_argument("--chart", type=Path, default=Path("demo.png"), help="where the chart goes")
     parser.add_argument("--logs", type=Path, default=Path("build/demo"), help="the servers' logs")
     parser.add_argument("vllm", nargs="*", help=argparse.SUPPRESS)

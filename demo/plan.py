@@ -1,6 +1,6 @@
-"""What the demo asks, and when: bursts of requests with pauses between them.
+"""What the demo asks, whom, and when: bursts that move from one model to the other and back.
 
-Deterministic: both servers get the same questions in the same order at the same moments.
+Deterministic: both set-ups get the same questions in the same order with the same pauses.
 """
 
 from __future__ import annotations
@@ -30,28 +30,59 @@ TOPICS = (
     "chess",
 )
 
+BLOCK_TOKENS = 256
+"""vLLM's block. A question and its answer fit into one, so that a conversation takes one block
+from its first token to its last, and what fits into a budget can be counted on fingers."""
+
 
 @dataclass(frozen=True)
 class Burst:
-    """Requests that are sent at one moment, and the silence after their last answer."""
+    """Requests sent to one model at one moment, and the silence after their last answer."""
 
+    model: str
     requests: int
     max_tokens: int
     pause_seconds: float
 
 
-FULL = (
-    Burst(requests=4, max_tokens=96, pause_seconds=4),
-    Burst(requests=24, max_tokens=96, pause_seconds=4),
-    Burst(requests=12, max_tokens=224, pause_seconds=3),
-)
-"""About 55 s on two cores: small, wide, long. Every burst must end in visible silence."""
+@dataclass(frozen=True)
+class Plan:
+    """Bursts, one after the other: while one model is busy, the others are idle."""
 
-QUICK = (
-    Burst(requests=2, max_tokens=32, pause_seconds=2),
-    Burst(requests=8, max_tokens=48, pause_seconds=3),
-)
-"""About 12 s, for continuous integration."""
+    bursts: tuple[Burst, ...]
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The names under which models are served, in the order of their first burst."""
+        return tuple(dict.fromkeys(burst.model for burst in self.bursts))
+
+    @property
+    def requests(self) -> int:
+        """How many requests there are in all."""
+        return sum(burst.requests for burst in self.bursts)
+
+    @property
+    def at_once(self) -> int:
+        """The most requests that one model has at a time."""
+        return max(burst.requests for burst in self.bursts)
+
+    @property
+    def middle(self) -> Burst:
+        """The burst in which kvtop is asked what it sees."""
+        return self.bursts[len(self.bursts) // 2]
+
+
+def _there_and_back(requests: int, max_tokens: int, pause_seconds: float) -> Plan:
+    first, second = "alpha", "beta"
+    models = (first, second, first)
+    return Plan(tuple(Burst(model, requests, max_tokens, pause_seconds) for model in models))
+
+
+FULL = _there_and_back(requests=16, max_tokens=192, pause_seconds=3)
+"""Some 80 s on two cores where all 16 run at once; half as long again where six of them wait."""
+
+QUICK = _there_and_back(requests=8, max_tokens=32, pause_seconds=2)
+"""Some 20 s, for continuous integration."""
 
 
 def questions() -> Iterator[str]:

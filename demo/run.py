@@ -1,98 +1,161 @@
-"""One server's turn: start it, play the plan, watch its memory, stop it."""
+"""One set-up's turn: start its two servers, play the plan, watch their memory, stop them."""
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from demo.machine import ELASTIC, VANILLA, Machine
-from demo.memory import Meter, Sample, Sampler
-from demo.plan import Burst
-from demo.screen import Screen
-from demo.server import Server, ServerOptions
-from demo.workload import Answer, PlayedBurst, Workload
+from rich.text import Text
 
-AFTER_LOAD_SECONDS = 1.0
-"""How long after the last answer "after load" is read."""
+from demo import kvtop
+from demo.budget import Budget
+from demo.machine import Machine
+from demo.memory import Meter, Sample, Sampler
+from demo.outcome import Outcome
+from demo.plan import BLOCK_TOKENS, Plan
+from demo.screen import Screen
+from demo.server import Server, ServerOptions, running
+from demo.workload import Workload
+
+STATIC = "static split"
+SHARED = "shared"
+
+QUIET = {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+
+COMMON_FLAGS = (
+    *("--max-model-len", "1024"),
+    *("--max-num-seqs", "32"),
+    *("--block-size", str(BLOCK_TOKENS)),
+    # Compilation takes longer than the demo saves by it.
+    "--enforce-eager",
+    # In 16 bits an answer depends on which other requests share its batch: rounding decides
+    # between two likely words. In 32 bits answers can be compared word by word.
+    *("--dtype", "float32"),
+)
 
 
 class NotElastic(RuntimeError):
-    """The server that should have an elastic KV cache runs without one."""
+    """A server that should have an elastic KV cache runs without one."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What both turns have in common."""
+    """What both set-ups have in common."""
 
     machine: Machine
     model: str
     flags: tuple[str, ...]
-    plan: tuple[Burst, ...]
+    """Those that the user gave."""
+    plan: Plan
+    budget: Budget
     logs: Path
 
 
-@dataclass(frozen=True)
-class Turn:
-    """What one server did and held. Moments are seconds since the first request."""
-
-    name: str
-    answers: list[Answer]
-    bursts: list[PlayedBurst]
-    samples: list[Sample]
-    seconds_to_ready: float
-    tokens_per_second: float
-    peak_bytes: int
-    after_load_bytes: int
+def run_static(setting: Setting, screen: Screen) -> Outcome:
+    """Vanilla vLLM, half of the budget each. Raises ServerFailed and RequestFailed."""
+    screen.begin("1 of 2: static split, vanilla vLLM", setting.budget.shared)
+    half = setting.budget.half
+    environment = {**QUIET, "ENABLE_KVCACHED": "false"}
+    with _servers(setting, screen, STATIC, half, lambda _: environment) as servers:
+        meters = {one.served_model: setting.machine.fixed_meter(one, half) for one in servers}
+        return _play(setting, screen, STATIC, servers, meters, lambda: None)
 
 
-def run_vanilla(setting: Setting, screen: Screen) -> Turn:
-    """vLLM as it is. Raises ServerFailed and RequestFailed."""
-    screen.turn = "1 of 2: vanilla vLLM"
-    with _started(setting, screen, "vanilla", VANILLA) as server:
-        return _play(setting, screen, "vanilla", server, setting.machine.vanilla_meter(server))
+def run_shared(setting: Setting, screen: Screen) -> tuple[Outcome, Text | None]:
+    """vLLM with kvcached, one budget for both; and what kvtop showed in the middle.
+
+    Raises NotElastic, ServerFailed and RequestFailed.
+    """
+    screen.begin("2 of 2: one budget shared, vLLM with kvcached", setting.budget.shared)
+    frames: list[Text] = []
+
+    def look(ledgers: Path) -> None:
+        try:
+            frames.append(kvtop.one_frame(ledgers))
+        except kvtop.KvtopFailed as reason:
+            screen.say(str(reason))
+
+    with tempfile.TemporaryDirectory(prefix="kvcached-demo-", dir="/dev/shm") as folder:
+        ledgers = Path(folder)
+
+        def environment(model: str) -> dict[str, str]:
+            return {
+                **QUIET,
+                "ENABLE_KVCACHED": "true",
+                "KVCACHED_REQUIRED": "true",
+                "KVCACHED_CAPACITY": str(setting.budget.shared),
+                "KVCACHED_IPC_NAME": model,
+                "KVCACHED_SHM_DIR": folder,
+            }
+
+        with _servers(setting, screen, SHARED, setting.budget.shared, environment) as servers:
+            meters = {}
+            for server in servers:
+                meter = setting.machine.elastic_meter(server, ledgers)
+                if not meter.attached():
+                    raise NotElastic(
+                        f"kvcached is not at work in the server of {server.served_model}; "
+                        f"its log: {server.options.log}"
+                    )
+                meters[server.served_model] = meter
+            outcome = _play(setting, screen, SHARED, servers, meters, lambda: look(ledgers))
+    return outcome, frames[0] if frames else None
 
 
-def run_elastic(setting: Setting, screen: Screen, vanilla: Turn) -> Turn:
-    """vLLM with kvcached. Raises NotElastic, ServerFailed and RequestFailed."""
-    screen.turn = "2 of 2: vLLM with kvcached"
-    screen.vanilla_bytes = vanilla.peak_bytes
-    with _started(setting, screen, "elastic", ELASTIC) as server:
-        if sign := setting.machine.why_not_elastic(server, vanilla.peak_bytes):
-            screen.stopping()
-            raise NotElastic(f"kvcached did not attach: {sign}; server log: {server.options.log}")
-        return _play(setting, screen, "elastic", server, setting.machine.elastic_meter(server))
-
-
-def _started(setting: Setting, screen: Screen, name: str, kvcached: dict[str, str]) -> Server:
-    setting.machine.before_start()
-    environment = {**setting.machine.environment, **kvcached}
-    log = setting.logs / f"{name}.log"
-    server = Server(ServerOptions(setting.model, setting.flags, environment, log))
+@contextmanager
+def _servers(
+    setting: Setting,
+    screen: Screen,
+    name: str,
+    kv_bytes: int,
+    environment: Callable[[str], Mapping[str, str]],
+) -> Iterator[list[Server]]:
+    flags = (*COMMON_FLAGS, *setting.machine.flags, "--kv-cache-memory-bytes", str(kv_bytes))
+    options = [
+        ServerOptions(
+            model=setting.model,
+            served_model=model,
+            flags=(*flags, *setting.flags),
+            environment=environment(model),
+            log=setting.logs / f"{name.replace(' ', '-')}-{model}.log",
+        )
+        for model in setting.plan.models
+    ]
     try:
-        server.start(screen.starting)
-    except BaseException:
-        server.stop()
-        raise
-    screen.say(f"{screen.turn}: ready in {server.seconds_to_ready:.0f} s")
-    return server
+        with running(options, screen.starting) as servers:
+            screen.ready()
+            yield servers
+            screen.stopping()
+    finally:
+        screen.stopped()
 
 
-def _play(setting: Setting, screen: Screen, name: str, server: Server, meter: Meter) -> Turn:
+def _play(
+    setting: Setting,
+    screen: Screen,
+    name: str,
+    servers: Sequence[Server],
+    meters: Mapping[str, Meter],
+    in_the_middle: Callable[[], None],
+) -> Outcome:
     workload = Workload(setting.plan)
-    with Sampler(meter) as sampler:
-        screen.playing(workload, sampler)
-        workload.play(server.url, server.served_model)
-    screen.say(f"{screen.turn}: {workload.total} requests answered")
-    screen.stopping()
+    samplers = {model: Sampler(meter) for model, meter in meters.items()}
+    with ExitStack() as stack:
+        for sampler in samplers.values():
+            stack.enter_context(sampler)
+        screen.playing(workload, samplers)
+        workload.play({one.served_model: one.url for one in servers}, in_the_middle)
     begin = workload.bursts[0].began
-    last_answer = workload.bursts[-1].ended
-    return Turn(
+    return Outcome(
         name=name,
         answers=workload.answers,
         bursts=[burst.since(begin) for burst in workload.bursts],
-        samples=[Sample(one.moment - begin, one.held_bytes) for one in sampler.samples],
-        seconds_to_ready=server.seconds_to_ready,
+        held={
+            model: [Sample(one.moment - begin, one.held_bytes) for one in sampler.samples]
+            for model, sampler in samplers.items()
+        },
         tokens_per_second=workload.tokens_per_second,
-        peak_bytes=sampler.peak,
-        after_load_bytes=sampler.at(last_answer + AFTER_LOAD_SECONDS),
     )

@@ -8,20 +8,20 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import final
 
 import httpx
-import psutil
 
-READY_SECONDS = 300.0
-"""Forty seconds is usual on two cores; a large model on a slow disk takes minutes."""
+from demo.processes import ProcessTree
 
-STOP_SECONDS = 15.0
+READY_SECONDS = 400.0
+"""A minute is usual for two at a time on two cores; a large model on a slow disk takes more."""
+
 POLL_SECONDS = 0.25
 LINES_SHOWN_ON_FAILURE = 20
 
@@ -32,9 +32,11 @@ class ServerFailed(RuntimeError):
 
 @dataclass(frozen=True)
 class ServerOptions:
-    """How one `vllm serve` is started; two servers to compare differ in `environment` only."""
+    """How one `vllm serve` is started."""
 
     model: str
+    served_model: str
+    """The name that requests give."""
     flags: tuple[str, ...]
     environment: Mapping[str, str]
     log: Path
@@ -42,14 +44,13 @@ class ServerOptions:
 
 @final
 class Server:
-    """A running `vllm serve`; leaving the `with` block stops it, whatever happened inside."""
+    """A `vllm serve`; leaving the `with` block stops it, whatever happened inside."""
 
     def __init__(self, options: ServerOptions) -> None:
         self.options = options
         self.port = _free_port()
-        self.seconds_to_ready = 0.0
         self._process: subprocess.Popen[bytes] | None = None
-        self._members: dict[int, psutil.Process] = {}
+        self._tree: ProcessTree | None = None
 
     @property
     def url(self) -> str:
@@ -57,51 +58,49 @@ class Server:
 
     @property
     def served_model(self) -> str:
-        return "demo"
+        return self.options.served_model
 
     @property
     def process_ids(self) -> list[int]:
         """The API server's process, and those of the engine and its workers."""
-        return list(self._members)
+        return self._tree.process_ids if self._tree is not None else []
 
-    def start(self, on_progress: Callable[[str], None]) -> None:
-        """Start and wait for health, telling the log's last line. Raises ServerFailed."""
-        started = time.monotonic()
+    def start(self) -> None:
+        """Start without waiting. From the main thread: the server ends with its caller's."""
         self.options.log.parent.mkdir(parents=True, exist_ok=True)
         with self.options.log.open("wb") as log:
             self._process = subprocess.Popen(
                 self._command(),
+                # This package is found from wherever the demo was called.
+                cwd=Path(__file__).parent.parent,
                 env={**os.environ, **self.options.environment},
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 # Its own group: Ctrl-C reaches the demo alone, which then stops the server.
                 start_new_session=True,
             )
-        while not self._healthy():
-            if self._process.poll() is not None:
-                raise ServerFailed(self._failure(f"ended with {self._process.returncode}"))
-            if time.monotonic() - started > READY_SECONDS:
-                raise ServerFailed(self._failure(f"was not ready after {READY_SECONDS:.0f} s"))
-            on_progress(self._last_log_line())
-            time.sleep(POLL_SECONDS)
-        self.seconds_to_ready = time.monotonic() - started
-        self._remember_members()
+        self._tree = ProcessTree(self._process.pid)
 
-    def stop(self) -> None:
-        """End the server's processes: asked first, killed if they do not follow."""
-        if self._process is None:
-            return
-        with _not_interrupted():
-            self._remember_members()
-            # The API server takes its engine down with it; a signal to all at once makes the
-            # engine report the death of its workers as an error.
-            self._process.terminate()
-            _, alive = psutil.wait_procs(self._members.values(), timeout=STOP_SECONDS)
-            for member in alive:
-                member.kill()
-            psutil.wait_procs(alive, timeout=STOP_SECONDS)
-            self._process.wait()
-        self._process = None
+    def ready(self) -> bool:
+        """Whether it answers by now. Raises ServerFailed when it has ended."""
+        assert self._process is not None
+        assert self._tree is not None
+        if self._process.poll() is not None:
+            raise self.failed(f"ended with {self._process.returncode}")
+        if not self._healthy():
+            return False
+        self._tree.look()
+        return True
+
+    def failed(self, what: str) -> ServerFailed:
+        """What went wrong, with the log's path and its end."""
+        tail = self._log_lines()[-LINES_SHOWN_ON_FAILURE:]
+        first = f"vllm serve for {self.served_model} {what}; its log: {self.options.log}"
+        return ServerFailed("\n".join([first, "", *tail]))
+
+    def last_log_line(self) -> str:
+        """The newest line that says anything."""
+        return next((line for line in reversed(self._log_lines()) if line.strip()), "")
 
     def __enter__(self) -> Server:
         return self
@@ -112,13 +111,18 @@ class Server:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.stop()
+        if self._process is None or self._tree is None:
+            return
+        with _not_interrupted():
+            self._tree.end()
+            self._process.wait()
 
     def _command(self) -> list[str]:
-        vllm = Path(sys.executable).parent / "vllm"
+        bound = [sys.executable, "-m", "demo.bound", str(os.getpid())]
+        vllm = str(Path(sys.executable).parent.absolute() / "vllm")
         address = ["--host", "127.0.0.1", "--port", str(self.port)]
         name = ["--served-model-name", self.served_model]
-        return [str(vllm), "serve", self.options.model, *address, *name, *self.options.flags]
+        return [*bound, vllm, "serve", self.options.model, *address, *name, *self.options.flags]
 
     def _healthy(self) -> bool:
         try:
@@ -126,30 +130,35 @@ class Server:
         except httpx.TransportError:
             return False
 
-    def _remember_members(self) -> None:
-        """Note the processes of the tree: those of a dead parent are no longer found in it."""
-        assert self._process is not None
-        try:
-            root = psutil.Process(self._process.pid)
-            self._members |= {one.pid: one for one in [root, *root.children(recursive=True)]}
-        except psutil.NoSuchProcess:
-            pass
-
     def _log_lines(self) -> list[str]:
         return self.options.log.read_text(errors="replace").splitlines()
 
-    def _last_log_line(self) -> str:
-        return next((line for line in reversed(self._log_lines()) if line.strip()), "")
 
-    def _failure(self, what: str) -> str:
-        tail = self._log_lines()[-LINES_SHOWN_ON_FAILURE:]
-        return "\n".join([f"vllm serve {what}; its log: {self.options.log}", "", *tail])
+@contextmanager
+def running(
+    options: Sequence[ServerOptions], on_progress: Callable[[dict[str, str]], None]
+) -> Iterator[list[Server]]:
+    """Servers that start at the same time; entered when all answer.
+
+    Tells each one's last log line while it starts. Raises ServerFailed.
+    """
+    with ExitStack() as stack:
+        servers = [stack.enter_context(Server(one)) for one in options]
+        for server in servers:
+            server.start()
+        started = time.monotonic()
+        while starting := [server for server in servers if not server.ready()]:
+            if time.monotonic() - started > READY_SECONDS:
+                raise starting[0].failed(f"was not ready after {READY_SECONDS:.0f} s")
+            on_progress({one.served_model: one.last_log_line() for one in starting})
+            time.sleep(POLL_SECONDS)
+        yield servers
 
 
 @contextmanager
 def _not_interrupted() -> Iterator[None]:
     """Put interruptions off: a second Ctrl-C must not leave a server behind."""
-    signals = (signal.SIGINT, signal.SIGTERM)
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     previous = [signal.signal(each, signal.SIG_IGN) for each in signals]
     try:
         yield

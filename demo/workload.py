@@ -1,22 +1,30 @@
-"""Plays the plan against a server's OpenAI API and keeps what came back, and when."""
+"""Plays the plan against the servers' OpenAI API and keeps what came back, and when."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 
 import httpx
 
-from demo.plan import Burst, questions
+from demo.plan import Burst, Plan, questions
 
-REQUEST_TIMEOUT_SECONDS = 300.0
+REQUEST_TIMEOUT_SECONDS = 600.0
+
+WARM_UP = ("Hello!", 4)
+"""A question and the length of its answer, for each server before all else: its first request
+also sets the server up."""
+
+MIDDLE_SECONDS = 8.0
+"""How far into the middle burst the middle is: late enough for every request to have begun."""
 
 
 class RequestFailed(RuntimeError):
-    """The server refused a request or broke off an answer."""
+    """A server refused a request or broke off an answer."""
 
 
 @dataclass(frozen=True)
@@ -39,29 +47,28 @@ class Answer:
 class PlayedBurst:
     """A burst as it went: from its first request to its last answer."""
 
+    model: str
     requests: int
     began: float
     ended: float
 
     def since(self, moment: float) -> PlayedBurst:
         """The same with moments counted from another one."""
-        return PlayedBurst(self.requests, self.began - moment, self.ended - moment)
+        return PlayedBurst(self.model, self.requests, self.began - moment, self.ended - moment)
 
 
 @dataclass
 class Workload:
     """A plan being played. Other threads may read every field while it runs."""
 
-    plan: tuple[Burst, ...]
-    phase: str = "waiting"
+    plan: Plan
+    phase: str = "warming up"
+    busy: str = ""
+    """The model whose burst is being played."""
     running: int = 0
     answers: list[Answer] = field(default_factory=list)
     """In the order of the questions once the plan is over; before that, as they finish."""
     bursts: list[PlayedBurst] = field(default_factory=list)
-
-    @property
-    def total(self) -> int:
-        return sum(burst.requests for burst in self.plan)
 
     @property
     def tokens_per_second(self) -> float:
@@ -69,32 +76,54 @@ class Workload:
         busy = sum(burst.ended - burst.began for burst in self.bursts)
         return sum(answer.tokens for answer in self.answers) / busy if busy else 0.0
 
-    def play(self, base_url: str, model: str) -> None:
-        """Send everything and return after the last pause. Raises RequestFailed."""
-        asyncio.run(self._play(base_url, model))
+    def play(self, urls: Mapping[str, str], in_the_middle: Callable[[], None]) -> None:
+        """Send each model's requests to its URL and return after the last pause.
 
-    async def _play(self, base_url: str, model: str) -> None:
+        `in_the_middle` is called in a thread of its own while the middle burst runs. Raises
+        RequestFailed.
+        """
+        asyncio.run(self._play(urls, in_the_middle))
+
+    async def _play(self, urls: Mapping[str, str], in_the_middle: Callable[[], None]) -> None:
         supply = questions()
-        in_order: list[Answer] = []
-        # No proxy: the server is on this machine whatever the environment says.
+        # No proxy: the servers are on this machine whatever the environment says.
         async with httpx.AsyncClient(
-            base_url=base_url, timeout=REQUEST_TIMEOUT_SECONDS, trust_env=False
+            timeout=REQUEST_TIMEOUT_SECONDS,
+            trust_env=False,
+            # A request that waits for a connection would look like one that waits for memory.
+            limits=httpx.Limits(max_connections=None),
         ) as client:
-            for number, burst in enumerate(self.plan, start=1):
-                self.phase = f"burst {number} of {len(self.plan)}: {burst.requests} requests"
-                began = time.monotonic()
+            warm = [self._ask(client, urls[model], model, *WARM_UP) for model in self.plan.models]
+            await asyncio.gather(*warm)
+            self.answers = []
+            in_order: list[Answer] = []
+            for number, burst in enumerate(self.plan.bursts, start=1):
+                self.busy = burst.model
+                self.phase = f"burst {number} of {len(self.plan.bursts)}, to {burst.model}"
                 asks = islice(supply, burst.requests)
-                in_order += await asyncio.gather(
-                    *(self._ask(client, model, ask, burst.max_tokens) for ask in asks)
-                )
-                self.bursts.append(PlayedBurst(burst.requests, began, time.monotonic()))
-                self.phase = "idle" if number == len(self.plan) else "pause"
+                middle = burst is self.plan.middle
+                looking = asyncio.create_task(_later(in_the_middle)) if middle else None
+                in_order += await self._burst(client, urls[burst.model], burst, list(asks))
+                if looking is not None:
+                    await looking
+                self.busy = ""
+                self.phase = f"both idle after burst {number}"
                 await asyncio.sleep(burst.pause_seconds)
         self.answers = in_order
         self.phase = "done"
 
+    async def _burst(
+        self, client: httpx.AsyncClient, url: str, burst: Burst, asks: list[str]
+    ) -> list[Answer]:
+        began = time.monotonic()
+        answers = await asyncio.gather(
+            *(self._ask(client, url, burst.model, ask, burst.max_tokens) for ask in asks)
+        )
+        self.bursts.append(PlayedBurst(burst.model, burst.requests, began, time.monotonic()))
+        return list(answers)
+
     async def _ask(
-        self, client: httpx.AsyncClient, model: str, question: str, max_tokens: int
+        self, client: httpx.AsyncClient, url: str, model: str, question: str, max_tokens: int
     ) -> Answer:
         request = {
             "model": model,
@@ -106,21 +135,29 @@ class Workload:
         }
         self.running += 1
         try:
-            answer = await _stream(client, request, question)
+            answer = await _stream(client, url, request, question)
         except (httpx.HTTPError, json.JSONDecodeError) as error:
-            raise RequestFailed(f"{question!r}: {error!r}") from error
+            raise RequestFailed(f"{model}: {question!r}: {error!r}") from error
         finally:
             self.running -= 1
         self.answers.append(answer)
         return answer
 
 
-async def _stream(client: httpx.AsyncClient, request: dict[str, object], question: str) -> Answer:
+async def _later(call: Callable[[], None]) -> None:
+    await asyncio.sleep(MIDDLE_SECONDS)
+    await asyncio.to_thread(call)
+
+
+async def _stream(
+    client: httpx.AsyncClient, url: str, request: dict[str, object], question: str
+) -> Answer:
     asked = time.monotonic()
     first_token: float | None = None
     pieces: list[str] = []
     tokens = 0
-    async with client.stream("POST", "/v1/chat/completions", json=request) as response:
+    path = f"{url}/v1/chat/completions"
+    async with client.stream("POST", path, json=request) as response:
         if response.is_error:
             reason = (await response.aread()).decode(errors="replace")
             raise RequestFailed(f"{question!r}: HTTP {response.status_code}: {reason}")

@@ -1,20 +1,24 @@
 """Reads from /proc how much memory a KV cache holds, whoever claims what.
 
-On a machine without a GPU kvcached's regions are mappings of a memfd named "kvcached". The
-kernel's own account of them is the evidence; nothing here asks kvcached.
+On a machine without a GPU kvcached's regions are anonymous memory that forked children do not
+inherit. A kernel that names anonymous memory calls it "[anon:kvcached]"; on every other its flag
+for that ("dc", for "do not copy") tells it apart, since nothing else in a vLLM process has it. The
+kernel's own account of these mappings is the evidence; nothing here asks kvcached.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-MAPPING_NAME = "/memfd:kvcached"
+MAPPING_NAME = "[anon:kvcached]"
+NOT_INHERITED = "dc"
 
 _HEADER = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) (\S{4}) \S+ \S+ \S+\s*(.*)$")
 _RSS = re.compile(r"^Rss:\s+(\d+) kB")
+_FLAGS = "VmFlags:"
 
 
 @dataclass(frozen=True)
@@ -80,30 +84,25 @@ class _Mapping:
     access: str
     name: str
     resident: int = 0
+    flags: set[str] = field(default_factory=set)
 
     @property
     def ours(self) -> bool:
-        return self.name.startswith(MAPPING_NAME)
+        return self.name == MAPPING_NAME or (not self.name and NOT_INHERITED in self.flags)
 
     @property
     def reservation(self) -> bool:
-        """Address space that faults on any access, whoever it belongs to."""
-        return not self.name and self.access.startswith("---")
+        """Whether it is address space alone, which faults on any access."""
+        return self.access.startswith("---")
 
 
 def _kv_mappings(smaps: str) -> Iterator[KvMemory]:
-    mappings = list(_mappings(smaps))
-    for place, mapping in enumerate(mappings):
+    for mapping in _mappings(smaps):
         size = mapping.end - mapping.start
-        if mapping.ours:
+        if mapping.ours and mapping.reservation:
+            yield KvMemory(reserved=size, resident=mapping.resident)
+        elif mapping.ours:
             yield KvMemory(mappings=1, mapped=size, resident=mapping.resident)
-        elif mapping.reservation:
-            # A region's uncommitted parts have no name; they lie next to committed ones.
-            before, after = mappings[max(place - 1, 0)], mappings[min(place + 1, len(mappings) - 1)]
-            if (before.ours and before.end == mapping.start) or (
-                after.ours and after.start == mapping.end
-            ):
-                yield KvMemory(reserved=size)
 
 
 def _mappings(smaps: str) -> Iterator[_Mapping]:
@@ -117,5 +116,7 @@ def _mappings(smaps: str) -> Iterator[_Mapping]:
             current = _Mapping(int(start, 16), int(end, 16), access, name)
         elif current and (rss := _RSS.match(line)):
             current.resident = int(rss.group(1)) * 1024
+        elif current and line.startswith(_FLAGS):
+            current.flags = set(line.removeprefix(_FLAGS).split())
     if current:
         yield current

@@ -70,7 +70,7 @@ class Cache:
             words = line.split()
             if "-" in words[0] and not words[0].endswith(":"):
                 first, last = (int(part, 16) for part in words[0].split("-"))
-                inside = "/memfd:kvcached" in line and self.address <= first and last <= end
+                inside = self.address <= first and last <= end
             elif inside and words[0] == "Rss:":
                 found += int(words[1]) << 10
         return found

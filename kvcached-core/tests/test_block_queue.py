@@ -172,7 +172,9 @@ class QueueModel(RuleBasedStateMachine):
         assert len(set(chosen)) == len(chosen)
         assert set(chosen) <= set(self.cached)
         assert len(chosen) >= len(self.cached) - keep
-        if len(self.cached) <= keep:
+        # The extents that only cached blocks hold are bounded, too.
+        extents = -(-keep // self.pool.blocks_per_extent)
+        if len(self.cached) <= keep and self.pool.cache_held_extents <= extents:
             assert chosen == []
 
     @rule(count=st.integers(0, NUM_BLOCKS))

@@ -16,7 +16,7 @@ from kvcached import _C
 STUB = ast.parse(files("kvcached").joinpath("_C.pyi").read_text())
 # What the binding layer can only call an object, a list or a text.
 SHARPER = re.compile(r"\b(object|dict|ndarray|list(?!\[))")
-SHARPER_TEXTS = {"Row.state"}
+SHARPER_TEXTS = {"Row.state", "Lease.resize"}
 
 
 def stub_types() -> set[str]:

@@ -49,7 +49,7 @@ class Engine:
         step = self.supply.begin_step()
         self.supply.end_step()
         self.pager.launched(step)
-        self.supply.finish_step(step, idle=False)
+        self.supply.finish_step(step)
 
     def fetch(self, blocks: int) -> None:
         """Commits what can be, once what is on its way out is gone: vLLM's pool has no such."""

@@ -1,11 +1,13 @@
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
 #include <chrono>
 #include <memory>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -150,6 +152,17 @@ void bind_ledger(nb::module_& module) {
           nb::arg("path"), nb::rv_policy::take_ownership, "Opens an existing ledger's file.")
       .def_prop_ro("path", &Ledger::path)
       .def("describe", &describe, "The device and its leases, by name; sizes in bytes.")
+      .def(
+          "snapshot",
+          [](Ledger& ledger) {
+            const std::uint64_t granule = ledger.table().header().granule_bytes;
+            std::vector<std::uint64_t> held;
+            const std::uint64_t used = ledger.table().snapshot(&held);
+            for (std::uint64_t& bytes : held) bytes *= granule;
+            return std::make_tuple(used * granule, ledger.table().header().capacity * granule,
+                                   held);
+          },
+          "(used, capacity, held by slot) of one moment, in bytes.")
       .def(
           "sweep", [](Ledger& ledger) { return ledger.sweep(); },
           "Gives back what dead owners held; returns how many there were.")

@@ -107,6 +107,10 @@ void bind_pool(nb::module_& module) {
       .def("coldest", &Pool::coldest, nb::arg("keep"),
            "Cached blocks to evict so that at most `keep` remain, in extents for no more than "
            "`keep`; coldest extents first.")
+      .def("ask", &Pool::ask, nb::arg("blocks"),
+           "A request waits for so many free blocks: the ledger hears of it until the next step.")
+      .def("demand", &Pool::demand, nb::arg("blocks"),
+           "The requests at hand will take this many free blocks, however many steps that takes.")
       .def("owed", &Pool::owed, "Cached blocks to evict because the ledger asks for memory.")
       .def("keep", &Pool::keep, nb::arg("blocks"),
            "The oldest running request holds so many blocks; no neighbour gets at those.")

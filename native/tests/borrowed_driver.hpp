@@ -21,6 +21,9 @@ class BorrowedDriver : public Driver {
   [[nodiscard]] std::size_t largest_useful_handle() const noexcept override {
     return driver_.largest_useful_handle();
   }
+  [[nodiscard]] bool handles_are_worth_keeping() const noexcept override {
+    return driver_.handles_are_worth_keeping();
+  }
   [[nodiscard]] Status reserve(std::size_t bytes, void** address) override {
     return driver_.reserve(bytes, address);
   }

@@ -8,6 +8,13 @@
 
 namespace kvcached {
 
+// Debug builds and sanitizers are up to fifty times slower: there, randomised tests do less.
+#if defined(__OPTIMIZE__) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+inline constexpr bool kFast = true;
+#else
+inline constexpr bool kFast = false;
+#endif
+
 /// A ledger's memory without a file, one byte a granule, so that a test can have thousands of them
 /// and keep the time itself.
 class LedgerInMemory {

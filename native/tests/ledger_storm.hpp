@@ -91,7 +91,8 @@ class LedgerStorm {
   [[nodiscard]] std::vector<Process*> answering();
   [[nodiscard]] bool settle_needs();
   void reclaim(Process& claimant, std::uint64_t wish, bool blocks_in_use);
-  void round(const Process& claimant, bool blocks_in_use);
+  void everybody_but(const Process& claimant, std::function<void(Process&)> task);
+  void round(const Process& claimant, bool blocks_in_use, bool at_once);
 
   Dice dice_;
   std::uint64_t most_;

@@ -1,6 +1,8 @@
 // What must be so when a LedgerStorm is over: who is owed memory gets it.
 
 #include <algorithm>
+#include <array>
+#include <utility>
 
 #include "ledger_storm.hpp"
 
@@ -8,8 +10,10 @@ namespace kvcached {
 
 namespace {
 
-// Where a stopped neighbour is asked for its part too, the others give theirs in ever smaller ones.
-constexpr int kRoundsBesideTheStopped = 60;
+// Who looks later finds less wanted and its part of that smaller; the same where a stopped
+// neighbour is asked for a part. What is left over comes in rounds of ever smaller parts, a granule
+// at least.
+constexpr int kRounds = 60;
 
 std::uint64_t above(std::uint64_t value, std::uint64_t bound) {
   return value > bound ? value - bound : 0;
@@ -47,16 +51,9 @@ bool LedgerStorm::settle_needs() {
   return true;
 }
 
-// Everybody but the claimant answers pressure once, in any order and interleaved, and some then try
-// to have more than they are owed.
-void LedgerStorm::round(const Process& claimant, bool blocks_in_use) {
-  task_ = [this, blocks_in_use](Process& process) {
-    const Ruling ruling = ledger_.table.ruling(process.slot, now_);
-    const std::uint64_t asked =
-        ruling.soft_pressure + (blocks_in_use ? ruling.hard_pressure : 0);
-    if (asked != 0) shrink(process, process.held - std::min(asked, process.held));
-    if (dice_.chance(40)) grow(process, process.held + dice_.between(1, 20), false);
-  };
+// Everybody but the claimant does something, in any order and interleaved.
+void LedgerStorm::everybody_but(const Process& claimant, std::function<void(Process&)> task) {
+  task_ = std::move(task);
   std::vector<Process*> left = answering();
   std::erase(left, &claimant);
   while (!left.empty() && failure_.empty()) {
@@ -65,6 +62,23 @@ void LedgerStorm::round(const Process& claimant, bool blocks_in_use) {
     if (!left[turn]->within_operation) left.erase(left.begin() + static_cast<std::ptrdiff_t>(turn));
   }
   task_ = nullptr;
+}
+
+// Everybody but the claimant answers pressure once, and some then try to have more than they are
+// owed. All have heard before the first gives, or each looks when its turn comes.
+void LedgerStorm::round(const Process& claimant, bool blocks_in_use, bool at_once) {
+  std::array<std::uint64_t, kLedgerSlots> asked{};
+  const auto look = [this, blocks_in_use, &asked](const Process& process) {
+    const Ruling ruling = ledger_.table.ruling(process.slot, now_);
+    asked[process.slot] = ruling.soft_pressure + (blocks_in_use ? ruling.hard_pressure : 0);
+  };
+  if (at_once) everybody_but(claimant, look);
+  everybody_but(claimant, [&](Process& process) {
+    if (!at_once) look(process);
+    const std::uint64_t give = std::min(asked[process.slot], process.held);
+    if (give != 0) shrink(process, process.held - give);
+    if (dice_.chance(40)) grow(process, process.held + dice_.between(1, 20), false);
+  });
 }
 
 // The claimant wants so much. It must get what is free and what others hold above their parts.
@@ -79,7 +93,7 @@ void LedgerStorm::reclaim(Process& claimant, std::uint64_t wish, bool blocks_in_
   std::vector<Tenant> tenants;
   std::vector<Ruling> rulings;
   ledger_.table.judge_all(now_, &tenants, &rulings);
-  const std::uint64_t goal = std::min(wish, rulings[claimant.slot].entitlement);
+  std::uint64_t goal = std::min(wish, rulings[claimant.slot].entitlement);
   std::uint64_t reach = above(ledger_.header.capacity, ledger_.table.used());
   bool all_answer = true;
   const std::vector<Process*> those = answering();
@@ -91,14 +105,17 @@ void LedgerStorm::reclaim(Process& claimant, std::uint64_t wish, bool blocks_in_
     if (std::any_of(those.begin(), those.end(), [slot](auto* one) { return one->slot == slot; })) {
       reach += part;
     } else {
+      // What a stopped neighbour owes is asked of nobody else.
+      goal = above(goal, part);
       all_answer = false;
     }
   }
   const std::uint64_t due = std::min(goal, before + reach);
   if (due <= before) return;
-  for (int turn = 0; turn < (all_answer ? 1 : kRoundsBesideTheStopped); ++turn) {
-    round(claimant, blocks_in_use);
-    ledger_.table.want(claimant.slot, wish, now_);
+  const bool at_once = dice_.chance(50);
+  for (int turn = 0; turn < (all_answer && at_once ? 1 : kRounds) && failure_.empty(); ++turn) {
+    round(claimant, blocks_in_use, at_once);
+    if (ledger_.table.used() + (due - before) <= ledger_.header.capacity) break;
   }
   if (!failure_.empty()) return;
   grow(claimant, due, false);

@@ -12,8 +12,11 @@ void LedgerStorm::operate(Process& process) {
   if (task_) {
     task_(process);
   } else if (index == kTenants) {
-    ledger_.table.set_capacity(dice_.chance(50) ? most_
-                                                : dice_.between(10, static_cast<std::uint32_t>(most_)));
+    ledger_.table.set_capacity(
+        dice_.chance(50) ? most_ : dice_.between(10, static_cast<std::uint32_t>(most_)));
+    // In force for every grant that comes now. Nobody else changes it.
+    check("the capacity's change");
+    highest_capacity_ = ledger_.header.capacity;
     ledger_.table.contend(now_);
   } else if (index > kTenants) {
     if (dice_.chance(50)) {

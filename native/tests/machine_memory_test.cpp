@@ -112,6 +112,15 @@ TEST_F(MachineMemoryTest, LeavesHeadroomForOthers) {
   EXPECT_EQ(headroom.spare(), 32 * kGiB - 512 * kMiB);
 }
 
+TEST_F(MachineMemoryTest, TakesWhatIsPromisedAndNotYetResidentOffEverySample) {
+  Headroom headroom(memory());
+  headroom.open();
+  EXPECT_EQ(headroom.sample(kGiB), 31 * kGiB - 512 * kMiB);
+  EXPECT_EQ(headroom.sample(40 * kGiB), 0u);
+  EXPECT_FALSE(headroom.take(2 * kGiB, 30 * kGiB));
+  EXPECT_TRUE(headroom.take(kGiB, 30 * kGiB));
+}
+
 TEST_F(MachineMemoryTest, SamplesAgainAfter64MiB) {
   Headroom headroom(memory());
   headroom.open();

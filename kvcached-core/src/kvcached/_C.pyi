@@ -203,6 +203,7 @@ class Row:
     def state(self, extent: int) -> Literal["absent", "wanted", "committed", "releasing", "denied"]:
         """An extent's state. Raises IndexError where there is no such extent."""
 
+@type_check_only
 class LeaseDescription(TypedDict):
     """One rank's lease, as Ledger.describe() tells. Sizes are bytes."""
 
@@ -245,6 +246,7 @@ class LeaseDescription(TypedDict):
     orders_done: int
     orders_done_seconds_ago: float
 
+@type_check_only
 class LedgerDescription(TypedDict):
     """One device's account, as Ledger.describe() tells. Sizes are bytes."""
 
@@ -273,6 +275,8 @@ class Ledger:
         """The ledger's file."""
     def describe(self) -> LedgerDescription:
         """The device and its leases."""
+    def snapshot(self) -> tuple[int, int, list[int]]:
+        """(used, capacity, held by slot) of one moment, in bytes."""
     def sweep(self) -> int:
         """Give back what dead owners held; return how many there were."""
     def remove_if_unused(self) -> bool:
@@ -312,7 +316,9 @@ class LeaseTerms:
         virtual_bytes: int = 0,
         extent_bytes: int = 0,
         longest_bytes: int = 0,
-    ) -> None: ...
+    ) -> None:
+        """Sizes are bytes; a limit of 0 is none, a floor of None the default, the utilisation a
+        share of the device from 0 to 1."""
 
 class Lease:
     """A place in a ledger, for as long as the object lives."""
@@ -423,6 +429,11 @@ class Pool:
         """Most physical bytes a rank may hold; 0: no bound but the driver's."""
     def coldest(self, keep: int) -> list[int]:
         """Cached blocks to evict so that at most `keep` remain, coldest extents first."""
+    def ask(self, blocks: int) -> None:
+        """Tell that a request waits for so many free blocks, until the next step."""
+    def demand(self, blocks: int) -> None:
+        """Tell how many free blocks the requests at hand will take, however many steps that takes:
+        the ledger hears of it, nothing is committed."""
     def owed(self) -> list[int]:
         """Cached blocks to evict because the ledger asks for memory."""
     def keep(self, blocks: int) -> None:

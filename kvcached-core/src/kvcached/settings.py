@@ -45,6 +45,7 @@ _MOST_EXTENTS = 2**31 - 1
 
 Flag = Annotated[bool, BeforeValidator(_stripped), Allowed("true or false")]
 Size = Annotated[int, BeforeValidator(_size), Field(ge=0, le=_MOST_BYTES), Allowed(sizes.ALLOWED)]
+OptionalSize = Annotated[Size | None, Allowed(sizes.ALLOWED)]
 Count = Annotated[
     int,
     Field(ge=0, le=_MOST_EXTENTS),
@@ -89,7 +90,7 @@ class Settings(BaseSettings):
         description="Most physical memory of the KV cache on each rank; 0 takes what the engine "
         "would have reserved. A size such as 512M or 4GiB.",
     )
-    floor: Size | None = Field(
+    floor: OptionalSize = Field(
         default=None,
         description="Physical memory of the KV cache guaranteed to each rank while it lives; unset "
         "takes one request of the longest length, at most the rank's equal share of the device. A "
@@ -186,6 +187,7 @@ def load() -> Settings:
 REPLACED = {
     "KVCACHED_AUTOPATCH": "nothing is patched; the plugin entry points attach kvcached",
     "KVCACHED_CONTIGUOUS_LAYOUT": "set KVCACHED_LAYOUT=block or layer",
+    "KVCACHED_IPC_TIMEOUT": "nothing waits for another process; a dead one is noticed at once",
     "KVCACHED_PAGE_PREALLOC_ENABLED": "set KVCACHED_MIN_RESERVED_PAGES and "
     "KVCACHED_MAX_RESERVED_PAGES",
 }

@@ -11,6 +11,7 @@ from kvcached import settings as kvcached_settings
 from kvcached import shm
 from kvcached_vllm import NotElastic, identity, say_once
 from kvcached_vllm.cleanup import remove_rows_at_exit
+from kvcached_vllm.metrics import publish
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -105,6 +106,7 @@ def attach(vllm_config: VllmConfig, user_choice: str | None) -> None:
         say_once(f"kvcached: vanilla: {reason}")
         return
     remove_rows_at_exit(vllm_config, wanted)
+    publish(vllm_config, wanted)
     parallel = vllm_config.parallel_config
     parallel.worker_cls = _WORKERS.get(parallel.worker_cls, parallel.worker_cls)
     vllm_config.scheduler_config.scheduler_cls = (

@@ -8,7 +8,6 @@ presence turns the engine's statistics on where the user has turned them off.
 
 from __future__ import annotations
 
-import functools
 import os
 from typing import TYPE_CHECKING
 
@@ -33,6 +32,8 @@ _LAUNCHER = -1
 
 # A process may attach several configurations, and vLLM settles the id of some after that.
 _published: list[VllmConfig] = []
+# This process's collector, once it has one.
+_serving: list[LedgerCollector] = []
 
 
 def publish(vllm_config: VllmConfig, settings: Settings) -> None:
@@ -45,20 +46,14 @@ def publish(vllm_config: VllmConfig, settings: Settings) -> None:
     rank = getattr(vllm_config.parallel_config, "_api_process_rank", 0)
     if rank == _LAUNCHER:
         os.environ[LAUNCHED] = ",".join(config.instance_id for config in _published)
+    elif _serving:
+        return  # for this configuration, too
     elif "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
-        _collect_at_scrapes(settings)
+        _serving.append(_collector(settings))
+        REGISTRY.register(_serving[0])
     elif rank == 0:
-        _copy_into_files(settings)
-
-
-@functools.cache
-def _collect_at_scrapes(settings: Settings) -> None:
-    REGISTRY.register(_collector(settings))
-
-
-@functools.cache
-def _copy_into_files(settings: Settings) -> None:
-    MultiprocessCopy(_collector(settings)).start()
+        _serving.append(_collector(settings))
+        MultiprocessCopy(_serving[0]).start()
 
 
 def _collector(settings: Settings) -> LedgerCollector:

@@ -99,6 +99,7 @@ class _Elastic:
         )
         manager.coordinator = elastic_coordinator(manager.coordinator, supply)
         _log.info(_describe(facts, self.block_size, world))
+        _log.info(_describe_lease(facts))
         return supply
 
     def _check_longest_request(self, facts: RowDescription) -> None:
@@ -118,13 +119,29 @@ class _Elastic:
         if supply is None:
             return super().schedule(*args, **kwargs)  # type: ignore[misc]
         with self.memory_lock:
-            step = supply.begin_step(self._blocks_to_admit(), self._blocks_of_oldest())
+            step = supply.begin_step(
+                self._blocks_to_admit(), self._blocks_of_oldest(), self._blocks_of_prompts()
+            )
             output = super().schedule(*args, **kwargs)  # type: ignore[misc]
             setattr(output, STEP_ATTRIBUTE, step)
             supply.end_step(self._blocks_to_admit() + self._blocks_to_extend())
             if output.total_num_scheduled_tokens == 0 and self._starved(supply):
                 supply.pause()
         return output
+
+    def _blocks_of_prompts(self) -> int:
+        """Blocks that prompts still take: of running requests, and of waiting ones for which there
+        is room in the batch. Prefix hits are not deducted."""
+        size = self.block_size
+        blocks = sum(
+            -(-(request.num_tokens - request.num_computed_tokens) // size)
+            for request in self.running
+            if request.num_tokens - request.num_computed_tokens > 1
+        )
+        slots = self.max_num_running_reqs - len(self.running)
+        if slots > 0 and isinstance(self.waiting, deque):
+            blocks += sum(-(-request.num_tokens // size) for request in islice(self.waiting, slots))
+        return blocks
 
     def _blocks_of_oldest(self) -> int:
         """Blocks of the running request that vLLM would preempt last."""
@@ -278,6 +295,21 @@ def _describe(facts: RowDescription, block_size: int, world: int) -> str:
         f"limit {format_size(facts['limit_bytes'])}, "
         f"extent {format_size(facts['extent_bytes'])} ({facts['blocks_per_extent']} blocks), "
         f"layout {facts['layout']}, driver {facts['driver']}{ranks}"
+    )
+
+
+def _describe_lease(facts: RowDescription) -> str:
+    device = _C.Ledger.open(facts["ledger"]).describe()
+    lease = next(found for found in device["leases"] if found["slot"] == facts["lease_slot"])
+    floor = format_size(lease["floor_bytes"])
+    if lease["floor_is_default"]:
+        # Which of the two it was cut to.
+        whole = lease["floor_bytes"] < device["capacity_bytes"] // len(device["leases"])
+        floor += " (one longest request)" if whole else " (an equal share of the device)"
+    return (
+        f"kvcached: lease on {device['device']}: {lease['group']}/{lease['instance']}, floor "
+        f"{floor}, weight {lease['weight']:g}; {format_size(device['used_bytes'])} of "
+        f"{format_size(device['capacity_bytes'])} in use by {len(device['leases'])} leases"
     )
 
 

@@ -65,11 +65,13 @@ class BlockSupply:
         """The number of the current scheduling step."""
         return self._step
 
-    def begin_step(self, to_admit: int = 0, oldest: int = 0) -> int:
-        """Starts a step that may admit `to_admit` blocks, with `oldest` blocks in the hands of the
-        oldest running request; returns its number."""
+    def begin_step(self, to_admit: int = 0, oldest: int = 0, in_all: int = 0) -> int:
+        """Starts a step that may admit `to_admit` blocks of the `in_all` that the prompts at hand
+        still take, with `oldest` blocks in the hands of the oldest running request; returns its
+        number."""
         self._step += 1
         self.pool.keep(oldest)
+        self.pool.demand(in_all)
         self._deadline = time.monotonic() + STEP_BUDGET
         self.pool.begin_step(self._step)
         if to_admit:
@@ -120,7 +122,11 @@ class BlockSupply:
             # is preempted after its prefill. Only what is really there counts.
             self._fetch(need, self._deadline - time.monotonic())
             return need
-        return need - self.pool.num_growable
+        growable = self.pool.num_growable
+        if need > self.pool.num_free + growable:
+            # It stays in the queue, and neighbours that owe us hear what it waits for.
+            self.pool.ask(need)
+        return need - growable
 
     def provide(self, need: int, request_id: str, hits: Any) -> int:
         """See coordinator.Supplier."""

@@ -9,7 +9,8 @@
 
 namespace kvcached {
 
-/// One piece of physical memory. Its value means something to the driver that made it only.
+/// One piece of physical memory, or a driver's promise of it. Its value means something to the
+/// driver that made it only.
 struct Handle {
   std::uint64_t value = 0;
 };
@@ -54,6 +55,10 @@ class Driver {
   /// byte and not per handle, a larger one only pins more.
   [[nodiscard]] virtual std::size_t largest_useful_handle() const noexcept = 0;
 
+  /// Whether an unmapped handle that is kept and mapped again saves work over a new one. Where it
+  /// does not, keeping one only withholds memory from others.
+  [[nodiscard]] virtual bool handles_are_worth_keeping() const noexcept = 0;
+
   /// How many separate mappings one process may hold; 0 where the driver sets no bound.
   [[nodiscard]] virtual std::size_t max_mappings() const noexcept = 0;
 
@@ -63,28 +68,32 @@ class Driver {
   /// Returns a whole reservation to the system. Nothing may be mapped in it.
   [[nodiscard]] virtual Status unreserve(void* address, std::size_t bytes) = 0;
 
-  /// Takes physical memory from the device.
+  /// Takes physical memory from the device. It exists once set_access() returns; before that the
+  /// host driver only counts it as taken.
   [[nodiscard]] virtual Status create(std::size_t bytes, Handle* handle) = 0;
 
   /// Gives physical memory back to the device. It must not be mapped.
   [[nodiscard]] virtual Status destroy(Handle handle, std::size_t bytes) = 0;
 
-  /// Puts a whole handle at an address inside a reservation.
+  /// Puts a whole handle at an address inside a reservation. A handle is mapped at one place at
+  /// most.
   [[nodiscard]] virtual Status map(void* address, std::size_t bytes, Handle handle) = 0;
 
-  /// Takes a whole handle out of the address space; a later touch faults. On the host it can meet
-  /// the kernel's mapping limit: Status::out_of_memory, and the handle stays mapped and usable.
+  /// Takes a whole handle out of the address space; a later touch faults. What the handle held may
+  /// be gone: mapped again, every byte of it reads as its last user left it, or as zero. On the
+  /// host it can meet the kernel's mapping limit: Status::out_of_memory, and the handle stays
+  /// mapped and usable, contents and all.
   [[nodiscard]] virtual Status unmap(void* address, std::size_t bytes) = 0;
 
   /// Lets the device read and write a range of whole mappings side by side. Until then a touch
-  /// faults.
+  /// faults. Status::out_of_memory where the host finds no memory for what create() promised.
   [[nodiscard]] virtual Status set_access(void* address, std::size_t bytes) = 0;
 
   /// Fills a mapped, accessible range with zeros and returns when that is done. Runs on the
   /// driver's own queue, never on the engine's.
   [[nodiscard]] virtual Status scrub(void* address, std::size_t bytes) = 0;
 
-  /// Whether memory fresh from create() reads as zero (promised, or measured and documented).
+  /// Whether a handle fresh from create() reads as zero (promised, or measured and documented).
   [[nodiscard]] virtual bool fresh_memory_is_zero() const noexcept = 0;
 
   /// Whether the device has finished all work up to an event.

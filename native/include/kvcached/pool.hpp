@@ -92,6 +92,14 @@ class Pool {
   /// without waiting, and until told otherwise keeps that much ahead, beyond the slack.
   void expect(std::uint32_t blocks);
 
+  /// Tells that a request waits for so many free blocks, all at once: until the next step, that is
+  /// what the ledger hears this engine wants.
+  void ask(std::uint32_t blocks);
+
+  /// Tells how many free blocks the requests at hand will take, however many steps that takes. The
+  /// ledger hears of it, so that neighbours give back in time; nothing is committed for it.
+  void demand(std::uint32_t blocks) noexcept { demanded_blocks_ = blocks; }
+
   /// Sleeps until an extent's state changes on any rank that owes an answer, or `deadline`.
   void wait(Clock::time_point deadline);
 
@@ -163,6 +171,8 @@ class Pool {
   std::uint32_t draining_extents_ = 0;
   std::uint32_t withheld_ = 0;
   std::uint32_t keep_blocks_ = 0;
+  std::uint32_t asked_blocks_ = 0;
+  std::uint32_t demanded_blocks_ = 0;
   std::uint32_t given_ = 0;  // extents released under pressure, not reported yet
 
   std::uint32_t expected_blocks_ = 0;

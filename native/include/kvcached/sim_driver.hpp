@@ -51,8 +51,7 @@ class SimDriver final : public Driver {
   struct Snapshot {
     struct Allocation {
       std::size_t bytes = 0;
-      /// How many times it is mapped.
-      std::uint32_t mappings = 0;
+      bool mapped = false;
       /// The bytes that read as zero, begin to end: scrubbed, or fresh where fresh memory is
       /// zero, and not touched since.
       std::map<std::size_t, std::size_t> zero;
@@ -83,6 +82,7 @@ class SimDriver final : public Driver {
   [[nodiscard]] std::size_t largest_useful_handle() const noexcept override {
     return std::size_t{64} << 20;
   }
+  [[nodiscard]] bool handles_are_worth_keeping() const noexcept override { return true; }
   [[nodiscard]] std::size_t max_mappings() const noexcept override;
   [[nodiscard]] Status reserve(std::size_t bytes, void** address) override;
   [[nodiscard]] Status unreserve(void* address, std::size_t bytes) override;

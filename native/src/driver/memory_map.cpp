@@ -84,8 +84,8 @@ void MemoryMap::remove_reservation(const void* address) noexcept {
   reservations_.erase(number(address));
 }
 
-Status MemoryMap::add_handle(Handle handle, std::size_t bytes, std::uint64_t offset) noexcept {
-  if (!insert(allocations_, handle.value, Allocation{.bytes = bytes, .offset = offset})) {
+Status MemoryMap::add_handle(Handle handle, std::size_t bytes) noexcept {
+  if (!insert(allocations_, handle.value, Allocation{.bytes = bytes})) {
     return error_.set(Status::out_of_memory, kNoNode, "create", bytes);
   }
   created_bytes_ += bytes;
@@ -102,9 +102,9 @@ Status MemoryMap::check_destroy(Handle handle, std::size_t bytes) const noexcept
                       "destroy: handle %" PRIu64 " has %zu bytes, not %zu", handle.value,
                       found->second.bytes, bytes);
   }
-  if (found->second.mappings != 0) {
-    return error_.set(Status::invalid_argument, "destroy: handle %" PRIu64 " is mapped %u times",
-                      handle.value, found->second.mappings);
+  if (found->second.mapped) {
+    return error_.set(Status::invalid_argument, "destroy: handle %" PRIu64 " is still mapped",
+                      handle.value);
   }
   return Status::ok;
 }
@@ -123,6 +123,10 @@ Status MemoryMap::add_mapping(const void* address, std::size_t bytes, Handle han
     return error_.set(Status::invalid_argument, "map: no handle %" PRIu64 " of %zu bytes",
                       handle.value, bytes);
   }
+  if (found->second.mapped) {
+    return error_.set(Status::invalid_argument, "map: handle %" PRIu64 " is mapped elsewhere",
+                      handle.value);
+  }
   if (!reserved(first, bytes)) {
     return error_.set(Status::invalid_argument, "map: %zu bytes at %p lie in no reservation", bytes,
                       address);
@@ -134,7 +138,7 @@ Status MemoryMap::add_mapping(const void* address, std::size_t bytes, Handle han
   if (!insert(mappings_, first, Mapping{.bytes = bytes, .handle = handle.value})) {
     return error_.set(Status::out_of_memory, kNoNode, "map", bytes);
   }
-  ++found->second.mappings;
+  found->second.mapped = true;
   return Status::ok;
 }
 
@@ -149,7 +153,8 @@ Status MemoryMap::check_unmap(const void* address, std::size_t bytes) const noex
 
 void MemoryMap::remove_mapping(const void* address) noexcept {
   const auto found = mappings_.find(number(address));
-  --allocations_.find(found->second.handle)->second.mappings;
+  allocations_.find(found->second.handle)->second.mapped = false;
+  if (found->second.accessible) accessible_bytes_ -= found->second.bytes;
   mappings_.erase(found);
 }
 
@@ -170,6 +175,7 @@ Status MemoryMap::check_set_access(const void* address, std::size_t bytes) const
 void MemoryMap::allow_access(const void* address, std::size_t bytes) noexcept {
   const std::uintptr_t end = number(address) + bytes;
   for (auto at = mappings_.find(number(address)); at != mappings_.end() && at->first < end; ++at) {
+    if (!at->second.accessible) accessible_bytes_ += at->second.bytes;
     at->second.accessible = true;
   }
 }

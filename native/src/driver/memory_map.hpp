@@ -21,10 +21,7 @@ class MemoryMap {
  public:
   struct Allocation {
     std::size_t bytes = 0;
-    /// Byte offset in the driver's backing file; 0 for a driver that has none.
-    std::uint64_t offset = 0;
-    /// How many times it is mapped now.
-    std::uint32_t mappings = 0;
+    bool mapped = false;
     bool operator==(const Allocation&) const = default;
   };
 
@@ -45,7 +42,7 @@ class MemoryMap {
 
   explicit MemoryMap(const LastError& error) : error_(error) {}
 
-  /// The unit of every size, offset and address, those of check_touch() apart. Set once, when
+  /// The unit of every size and address, those of check_touch() apart. Set once, when
   /// probe() knows it.
   void set_granularity(std::size_t granularity) noexcept { granularity_ = granularity; }
 
@@ -56,7 +53,7 @@ class MemoryMap {
   [[nodiscard]] Status check_unreserve(const void* address, std::size_t bytes) const noexcept;
   void remove_reservation(const void* address) noexcept;
 
-  [[nodiscard]] Status add_handle(Handle handle, std::size_t bytes, std::uint64_t offset) noexcept;
+  [[nodiscard]] Status add_handle(Handle handle, std::size_t bytes) noexcept;
   [[nodiscard]] Status check_destroy(Handle handle, std::size_t bytes) const noexcept;
   void remove_handle(Handle handle) noexcept;
 
@@ -78,6 +75,8 @@ class MemoryMap {
   [[nodiscard]] const Mappings& mappings() const noexcept { return mappings_; }
   /// Bytes of all handles that exist.
   [[nodiscard]] std::size_t created_bytes() const noexcept { return created_bytes_; }
+  /// Bytes of all mappings that set_access() has opened.
+  [[nodiscard]] std::size_t accessible_bytes() const noexcept { return accessible_bytes_; }
 
  private:
   [[nodiscard]] Status check_range(const char* call, const void* address,
@@ -91,6 +90,7 @@ class MemoryMap {
   Allocations allocations_;
   Mappings mappings_;
   std::size_t created_bytes_ = 0;
+  std::size_t accessible_bytes_ = 0;
 };
 
 }  // namespace kvcached

@@ -238,7 +238,9 @@ void Pager::run() {
     const bool waiting = serve_releases();
     const Clock::time_point now = Clock::now();
     bool kept = backing_.keeps_handles();
-    if (kept) moving([&] { kept = backing_.trim(now - kKeepHandles) != 0; });
+    // Kept for nobody while somebody waits for memory.
+    const auto older_than = contended() ? Clock::time_point::max() : now - kKeepHandles;
+    if (kept) moving([&] { kept = backing_.trim(older_than) != 0; });
     look_after_lease(now);
     publish();
     // Asleep only by the pool's knowledge: it looks at the flag after it has rung.

@@ -186,7 +186,7 @@ std::uint32_t Pool::growable_extents() const {
 bool Pool::ensure(std::uint32_t blocks, Clock::time_point deadline) {
   if (free_.count() >= blocks) return true;
   poll();
-  tell(blocks);
+  ask(blocks);
   // Memory on its way out may be what a limit leaves no room for. Its fence may need this very
   // step to end, so there is no long wait for it.
   const Clock::time_point releases_by = std::min(deadline, Clock::now() + kReleasePatience);
@@ -240,6 +240,7 @@ void Pool::wait(Clock::time_point deadline) {
 
 void Pool::begin_step(std::uint64_t step) {
   step_ = step;
+  asked_blocks_ = 0;
   if (denied_ &&
       (capacity_epoch() != denied_epoch_ || Clock::now() - last_denial_ > kRetryDenied)) {
     denied_ = false;

@@ -31,10 +31,15 @@ void Pool::tell(std::uint32_t blocks) {
   use.empty = extents_.empty();
   use.leaving = extents_.releasing();
   use.keep = extents_.pinned() + std::min(keep_blocks_, use.live);
-  use.wanted = use.live + extents_for(blocks);
+  use.wanted = use.live + extents_for(std::max({blocks, asked_blocks_, demanded_blocks_}));
   leases_->tell(use);
   const std::uint32_t account = use.usable + extents_.wanted();
   if (use.wanted > account && use.wanted - account > leases_->grantable()) leases_->contend();
+}
+
+void Pool::ask(std::uint32_t blocks) {
+  asked_blocks_ = std::max(asked_blocks_, blocks);
+  tell(blocks);
 }
 
 void Pool::report() {

@@ -27,7 +27,7 @@ Backing::Backing(Driver& driver, Geometry geometry)
     : driver_(driver),
       geometry_(std::move(geometry)),
       granule_(driver.granularity()),
-      cache_(driver, kKeptBytes) {}
+      cache_(driver, driver.handles_are_worth_keeping() ? kKeptBytes : 0) {}
 
 Backing::~Backing() { reset(); }
 

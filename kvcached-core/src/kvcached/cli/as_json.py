@@ -9,11 +9,12 @@ if TYPE_CHECKING:
     from kvcached.cli.place import Reading
     from kvcached.inventory import Device, Instance, LeaseView
 
-_PLAIN = frozenset(
-    "device ledger slot group instance engine row rank pid user alive joined_seconds_ago "
-    "seen_seconds_ago floor_is_default weight grants denials orders orders_done "
-    "orders_done_seconds_ago".split()
-)
+#: Those of a lease's fields that are no sizes.
+_PLAIN = {
+    *("device", "ledger", "slot", "group", "instance", "engine", "row", "rank", "pid", "user"),
+    *("alive", "joined_seconds_ago", "seen_seconds_ago", "floor_is_default", "weight", "grants"),
+    *("denials", "orders", "orders_done", "orders_done_seconds_ago"),
+}
 
 
 def lease(view: LeaseView) -> dict[str, Any]:

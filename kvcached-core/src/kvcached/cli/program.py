@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kvcached import __version__, hooks
-from kvcached.cli import doctor, listing, orders, removal, serving, top
+from kvcached.cli import doctor, kvtop, listing, orders, removal, serving
 from kvcached.cli.outcome import CommandError, Exit, say, warn
 
 if TYPE_CHECKING:
@@ -45,12 +45,13 @@ def build() -> typer.Typer:
             ),
         ] = "",
         version: Annotated[
-            bool, typer.Option("--version", callback=_version, is_eager=True, help="Say it.")
+            bool,
+            typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
         ] = False,
     ) -> None:
         pass
 
-    for group in (listing, top, orders, removal, doctor, serving):
+    for group in (listing, kvtop, orders, removal, doctor, serving):
         group.register(app)
     _let_packages_add(app)
     return app

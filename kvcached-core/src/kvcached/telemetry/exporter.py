@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import FrameType
 
-#: Not registered with Prometheus; above the ports of its own exporters.
-DEFAULT_PORT = 9840
+#: As `kvctl exporter` has it.
+DEFAULT_PORT = 9409
 
 
 class ExporterError(RuntimeError):

@@ -16,10 +16,11 @@ if TYPE_CHECKING:
 
 _Source = TypeVar("_Source")
 
-#: What a metric of one rank's lease, or of its pager, is labelled with. Prometheus itself labels
-#: every series with "instance", the address that it scraped, so an engine's has a longer name.
+#: What a metric of one rank's lease, or of its pager, is labelled with. "instance" is Prometheus'
+#: own label for the address it scraped, and "pid" is what ``prometheus_client`` takes for itself
+#: where several processes serve; so ours have longer names.
 LEASE_LABELS = ("device", "group", "engine_instance", "rank")
-INFO_LABELS = ("device", "group", "engine_instance", "engine", "rank", "pid")
+INFO_LABELS = ("device", "group", "engine_instance", "engine", "rank", "worker_pid")
 DEVICE_LABELS = ("device",)
 
 INFO = "kvcached_lease_info"

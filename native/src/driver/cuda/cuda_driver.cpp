@@ -72,7 +72,7 @@ Status CudaDriver::create(std::size_t bytes, Handle* handle) {
   Handle made;
   const cuda::Result result = api_->MemCreate(&made.value, bytes, &wanted, 0);
   if (result != cuda::kSuccess) return failed("cuMemCreate", result, bytes);
-  if (const Status status = map_.add_handle(made, bytes, 0); status != Status::ok) {
+  if (const Status status = map_.add_handle(made, bytes); status != Status::ok) {
     (void)api_->MemRelease(made.value);
     return status;
   }

@@ -30,6 +30,8 @@ class CudaDriver final : public Driver {
   [[nodiscard]] std::size_t largest_useful_handle() const noexcept override {
     return std::size_t{64} << 20;
   }
+  // Creating and destroying one is a third of a commit-and-release cycle.
+  [[nodiscard]] bool handles_are_worth_keeping() const noexcept override { return true; }
   [[nodiscard]] std::size_t max_mappings() const noexcept override { return 0; }
   [[nodiscard]] Status reserve(std::size_t bytes, void** address) override;
   [[nodiscard]] Status unreserve(void* address, std::size_t bytes) override;

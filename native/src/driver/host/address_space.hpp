@@ -1,36 +1,31 @@
 #pragma once
 
 #include <cstddef>
-#include <cstdint>
 
 namespace kvcached {
 
 /// Reservations start at multiples of this, the size of a huge page on x86-64 and Arm64.
 inline constexpr std::size_t kReservationAlignment = std::size_t{2} << 20;
 
-/// Address space that faults when touched and that forked children do not have. Returns 0 or an
+/// Address space that faults when touched and that forked children do not have. Where the kernel
+/// has names for anonymous memory, /proc/PID/smaps shows it as [anon:kvcached]. Returns 0 or an
 /// errno.
 [[nodiscard]] int reserve_address_space(std::size_t bytes, void** address) noexcept;
 
-/// Returns reserved address space to the kernel. Returns 0 or an errno.
+/// Returns reserved address space, and what memory it has, to the kernel. Returns 0 or an errno.
 [[nodiscard]] int release_address_space(void* address, std::size_t bytes) noexcept;
 
-/// Puts an allocated range of a file at a reserved address, readable and writable, with every
-/// page present. Returns 0 or an errno; after an error the range faults as before.
-[[nodiscard]] int expose(void* address, std::size_t bytes, int descriptor,
-                         std::uint64_t offset) noexcept;
+/// Makes a concealed part of a reservation readable and writable. It has no memory yet, and reads
+/// as zero. Returns 0 or an errno, after which nothing has changed.
+[[nodiscard]] int expose(void* address, std::size_t bytes) noexcept;
 
-/// The first half of expose(): the range is in place and still faults. Returns 0 or an errno.
-[[nodiscard]] int place(void* address, std::size_t bytes, int descriptor,
-                        std::uint64_t offset) noexcept;
+/// Puts zeroed memory under every page of an exposed part that has none. Returns 0 or an errno,
+/// after which some pages may have memory.
+[[nodiscard]] int populate(void* address, std::size_t bytes) noexcept;
 
-/// The second half: opens a range that place() calls have covered. Returns 0 or an errno; after an
-/// error parts of the range may be open.
-[[nodiscard]] int open_placed(void* address, std::size_t bytes) noexcept;
-
-/// Takes away what the calls above put there: the range faults again. Returns 0 or an errno, after
-/// which nothing has changed. Never fails on a range of place() calls, nor where the range has no
-/// neighbour that it merged with.
+/// Takes an exposed part back: it faults again, and its memory is the kernel's. Returns 0 or an
+/// errno, after which nothing has changed. Fails with ENOMEM only where the part has to be split
+/// from an exposed neighbour and the process has all the mappings it may have.
 [[nodiscard]] int conceal(void* address, std::size_t bytes) noexcept;
 
 }  // namespace kvcached

@@ -11,18 +11,19 @@ std::size_t Headroom::open() {
   return total;
 }
 
-std::size_t Headroom::sample() {
+std::size_t Headroom::sample(std::size_t promised) {
   const std::size_t available = memory_.available();
-  spare_ = available > reserve_ ? available - reserve_ : 0;
+  const std::size_t spoken_for = reserve_ + promised;
+  spare_ = available > spoken_for ? available - spoken_for : 0;
   taken_ = 0;
   sampled_ = std::chrono::steady_clock::now();
   return spare_;
 }
 
-bool Headroom::take(std::size_t bytes) {
+bool Headroom::take(std::size_t bytes, std::size_t promised) {
   // Reading the steady clock is no system call (vDSO).
   if (taken_ + bytes > kSampleBytes || std::chrono::steady_clock::now() - sampled_ > kSampleAge) {
-    sample();
+    sample(promised);
   }
   if (bytes > spare_) return false;
   spare_ -= bytes;

@@ -23,13 +23,15 @@ class Headroom {
   std::size_t open();
 
   /// Whether `bytes` can be taken and the reserve stays free; counts them as taken if so.
-  [[nodiscard]] bool take(std::size_t bytes);
+  /// `promised`: bytes that were taken before and that the kernel does not know of yet, because
+  /// nothing of them is resident. They come off every sample.
+  [[nodiscard]] bool take(std::size_t bytes, std::size_t promised = 0);
 
   /// Bytes that were taken are free again.
   void give_back(std::size_t bytes) noexcept { spare_ += bytes; }
 
   /// A new sample: bytes that take() would grant now.
-  std::size_t sample();
+  std::size_t sample(std::size_t promised = 0);
 
   /// Bytes as the last sample and what was taken since leave them.
   [[nodiscard]] std::size_t spare() const noexcept { return spare_; }

@@ -38,28 +38,28 @@ HostDriver::HostDriver(std::size_t budget_bytes, MachineMemory memory)
 
 HostDriver::~HostDriver() {
   // In a forked child the addresses may be somebody else's by now.
-  if (!file_.is_open()) return;
+  if (owner_ != ::getpid()) return;
   for (const auto& [address, bytes] : map_.reservations()) {
     (void)release_address_space(reinterpret_cast<void*>(address), bytes);
   }
 }
 
 Status HostDriver::failed(const char* call, int error, std::size_t bytes) const {
-  const bool full = error == ENOMEM || error == ENOSPC || error == EAGAIN;
+  const bool full = error == ENOMEM || error == EAGAIN || error == EFAULT;
   return error_.set(full ? Status::out_of_memory : Status::driver_error,
                     "%s: %s (errno %d) for %zu bytes; %zu mappings, vm.max_map_count %zu", call,
                     std::strerror(error), error, bytes, map_.mappings().size(), max_mappings_);
 }
 
 Status HostDriver::check_ready(const char* call) const {
-  if (file_.is_open()) return Status::ok;
-  if (!probed_) return error_.set(Status::invalid_argument, "%s: probe() was not called", call);
+  if (owner_ == ::getpid()) return Status::ok;
+  if (owner_ == 0) return error_.set(Status::invalid_argument, "%s: probe() was not called", call);
   return error_.set(Status::unsupported, "%s: the driver belongs to the process that forked us",
                     call);
 }
 
 Status HostDriver::probe() {
-  if (probed_) return check_ready("probe");
+  if (owner_ != 0) return check_ready("probe");
   const std::size_t page = static_cast<std::size_t>(::sysconf(_SC_PAGESIZE));
   if (kGranularity % page != 0) {
     return error_.set(Status::unsupported, "probe: pages of %zu bytes do not divide %zu", page,
@@ -69,16 +69,9 @@ Status HostDriver::probe() {
   if (total == 0 && budget_ == 0) {
     return error_.set(Status::unsupported, "probe: /proc/meminfo is unreadable; set a budget");
   }
-  if (const int error = file_.open(); error == EFBIG) {
-    return error_.set(Status::unsupported,
-                      "probe: the process may not grow a file (RLIMIT_FSIZE); ulimit -f unlimited");
-  } else if (error != 0) {
-    return error_.set(Status::unsupported, "probe: memfd_create: %s (errno %d)",
-                      std::strerror(error), error);
-  }
   if (budget_ == 0) budget_ = total;
   max_mappings_ = read_max_map_count();
-  probed_ = true;
+  owner_ = ::getpid();
   return Status::ok;
 }
 
@@ -119,25 +112,14 @@ Status HostDriver::create(std::size_t bytes, Handle* handle) {
     return error_.set(Status::out_of_memory, "create: %zu bytes over %zu of a budget of %zu", bytes,
                       created, budget_);
   }
-  if (!headroom_.take(bytes)) {
+  if (!headroom_.take(bytes, promised_bytes())) {
     return error_.set(Status::out_of_memory,
                       "create: the machine can spare %zu bytes, not %zu (%zu stay free for others)",
                       headroom_.spare(), bytes, headroom_.reserve());
   }
-  Status status = Status::ok;
-  const auto offset = offsets_.take(bytes);
   // A number of its own for every handle: a second destroy never hits a newer handle.
   const Handle made{last_handle_ + 1};
-  if (!offset) {
-    status = failed("create", ENOSPC, bytes);
-  } else if (status = map_.add_handle(made, bytes, *offset); status == Status::ok) {
-    if (const int error = file_.allocate(*offset, bytes); error != 0) {
-      map_.remove_handle(made);
-      status = failed("create", error, bytes);
-    }
-  }
-  if (status != Status::ok) {
-    if (offset) offsets_.give_back(*offset, bytes);
+  if (const Status status = map_.add_handle(made, bytes); status != Status::ok) {
     headroom_.give_back(bytes);
     return status;
   }
@@ -149,18 +131,11 @@ Status HostDriver::create(std::size_t bytes, Handle* handle) {
 Status HostDriver::destroy(Handle handle, std::size_t bytes) {
   if (const Status status = check_ready("destroy"); status != Status::ok) return status;
   if (const Status status = map_.check_destroy(handle, bytes); status != Status::ok) return status;
-  const std::uint64_t offset = map_.allocations().at(handle.value).offset;
-  if (const int error = file_.discard(offset, bytes); error != 0) {
-    return failed("destroy", error, bytes);
-  }
   map_.remove_handle(handle);
-  offsets_.give_back(offset, bytes);
   headroom_.give_back(bytes);
   return Status::ok;
 }
 
-// Bookkeeping alone: the address keeps faulting until set_access, which then needs one mmap for a
-// whole run of handles instead of one mmap and one mprotect for each.
 Status HostDriver::map(void* address, std::size_t bytes, Handle handle) {
   if (const Status status = check_ready("map"); status != Status::ok) return status;
   return map_.add_mapping(address, bytes, handle);
@@ -182,7 +157,7 @@ Status HostDriver::set_access(void* address, std::size_t bytes) {
     return status;
   }
   const std::uintptr_t first = number(address);
-  if (const int error = expose_runs(first, first + bytes); error != 0) {
+  if (const int error = open_runs(first, first + bytes); error != 0) {
     return failed("set_access", error, bytes);
   }
   map_.allow_access(address, bytes);
@@ -195,37 +170,30 @@ HostDriver::Run HostDriver::next_run(std::uintptr_t first, std::uintptr_t end) c
   while (at != mappings.end() && at->first < end && at->second.accessible) ++at;
   Run run;
   for (; at != mappings.end() && at->first < end && !at->second.accessible; ++at) {
-    const std::uint64_t offset = map_.allocations().at(at->second.handle).offset;
-    if (run.bytes == 0) {
-      run.address = reinterpret_cast<void*>(at->first);
-      run.offset = offset;
-    } else if (offset != run.offset + run.bytes) {
-      break;
-    }
+    if (run.bytes == 0) run.address = reinterpret_cast<void*>(at->first);
     run.bytes += at->second.bytes;
   }
   return run;
 }
 
-int HostDriver::expose_runs(std::uintptr_t first, std::uintptr_t end) {
-  const auto after = [](const Run& run) { return number(run.address) + run.bytes; };
-  const Run only = next_run(first, end);
-  if (only.bytes == 0) return 0;
-  if (next_run(after(only), end).bytes == 0) {
-    return expose(only.address, only.bytes, file_.descriptor(), only.offset);
-  }
-  // Several runs, all or none: every step that can meet the kernel's mapping limit comes before
-  // the first byte can be touched, because taking access back could meet it as well.
+int HostDriver::for_each_run(std::uintptr_t first, std::uintptr_t end,
+                             int (*call)(void*, std::size_t)) const {
   int error = 0;
-  for (Run run = only; run.bytes != 0 && error == 0; run = next_run(after(run), end)) {
-    error = place(run.address, run.bytes, file_.descriptor(), run.offset);
+  for (Run run = next_run(first, end); run.bytes != 0 && error == 0;) {
+    error = call(run.address, run.bytes);
+    run = next_run(number(run.address) + run.bytes, end);
   }
-  for (Run run = only; run.bytes != 0 && error == 0; run = next_run(after(run), end)) {
-    error = open_placed(run.address, run.bytes);
-  }
-  for (Run run = only; run.bytes != 0 && error != 0; run = next_run(after(run), end)) {
-    (void)conceal(run.address, run.bytes);
-  }
+  return error;
+}
+
+int HostDriver::open_runs(std::uintptr_t first, std::uintptr_t end) const {
+  // The mapping limit can refuse one run alone, and then nothing has changed: where there are
+  // several, each has an open neighbour within the range, and opening it needs no mapping more.
+  int error = for_each_run(first, end, expose);
+  if (error == 0) error = for_each_run(first, end, populate);
+  // There was less memory than was promised: back to how it was. A run that never opened does not
+  // mind.
+  if (error != 0) (void)for_each_run(first, end, conceal);
   return error;
 }
 
@@ -238,8 +206,7 @@ Status HostDriver::scrub(void* address, std::size_t bytes) {
   return Status::ok;
 }
 
-// A page enters the file zeroed, and leaves it when its range is discarded: a range allocated
-// again has new pages.
+// Every page is new to its address: the kernel zeroes it, and took back what was there before.
 bool HostDriver::fresh_memory_is_zero() const noexcept { return true; }
 
 // The host has no queue of work: what was called has run.
@@ -253,7 +220,7 @@ Status HostDriver::memory_info(MemoryInfo* info) {
   if (const Status status = check_ready("memory_info"); status != Status::ok) return status;
   const std::size_t created = map_.created_bytes();
   info->total = budget_;
-  info->free = std::min(budget_ - std::min(budget_, created), headroom_.sample());
+  info->free = std::min(budget_ - std::min(budget_, created), headroom_.sample(promised_bytes()));
   return Status::ok;
 }
 

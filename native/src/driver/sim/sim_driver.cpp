@@ -62,7 +62,7 @@ Status SimDriver::create(std::size_t bytes, Handle* handle) {
                            created, state.capacity);
   }
   const Handle made{state.last_handle + 1};
-  if (const Status status = state.map.add_handle(made, bytes, 0); status != Status::ok) {
+  if (const Status status = state.map.add_handle(made, bytes); status != Status::ok) {
     return status;
   }
   if (state.options.fresh_memory_is_zero) state.zero[made.value].add(0, bytes);

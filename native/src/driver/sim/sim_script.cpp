@@ -69,7 +69,7 @@ SimDriver::Snapshot SimDriver::snapshot() const {
   for (const auto& [handle, allocation] : state.map.allocations()) {
     Snapshot::Allocation& copied = copy.handles[handle];
     copied.bytes = allocation.bytes;
-    copied.mappings = allocation.mappings;
+    copied.mapped = allocation.mapped;
     if (const auto zero = state.zero.find(handle); zero != state.zero.end()) {
       copied.zero = zero->second.ranges();
     }
