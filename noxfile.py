@@ -24,7 +24,16 @@ nox.options.error_on_missing_interpreters = True
 CLANG_FORMAT = "clang-format==23.1.5"
 LINT = ("ruff==0.17.6", "mypy==2.4.1", "types-psutil", "nox")
 # What the checked code imports and mypy follows; engines and PyTorch it does not.
-TYPED = ("httpx", "pluggy", "prometheus_client", "pydantic-settings", "pytest", "rich")
+TYPED = (
+    "httpx",
+    "pluggy",
+    "prometheus_client",
+    "pydantic-settings",
+    "pytest",
+    "rich",
+    "textual",
+    "typer",
+)
 
 
 def _cpp_sources() -> list[str]:
@@ -104,7 +113,7 @@ def core(session: nox.Session) -> None:
     session.run("python", "-m", "build", "--outdir", str(where), "kvcached-core", silent=True)
     (wheel,) = where.glob("*.whl")
     session.install("pytest", "hypothesis", "nanobind")
-    session.install("--force-reinstall", str(wheel))
+    session.install("--force-reinstall", f"{wheel}[kvtop,telemetry]")
     session.run("pytest", "-q", "kvcached-core/tests")
 
 
@@ -163,9 +172,11 @@ def bench(session: nox.Session) -> None:
 
 @nox.session
 def reference(session: nox.Session) -> None:
-    """Regenerates docs/reference/settings.md from the code."""
-    session.install(*_wheels(session)[:1])
+    """Regenerates docs/reference/settings.md and docs/metrics.md from the code."""
+    core = next(wheel for wheel in _wheels(session) if "core" in wheel)
+    session.install(f"{core}[telemetry]")
     session.run("python", "-m", "tools.settings_reference", "docs/reference/settings.md")
+    session.run("python", "-m", "tools.metrics_reference", "docs/metrics.md")
 
 
 @nox.session(name="format")

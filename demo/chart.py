@@ -35,7 +35,7 @@ def draw(
     _panel(above, static, budget, "split in halves, vanilla vLLM")
     _panel(below, shared, budget, "shared, vLLM with kvcached")
     _scale(above, budget, max(_seconds(static), _seconds(shared)))
-    above.legend(loc="upper right", ncols=2, frameon=False)
+    figure.legend(*above.get_legend_handles_labels(), loc="outside upper right", ncols=2)
     below.set_xlabel("seconds since the first request (shaded: requests are being answered)")
     figure.supylabel(titles[1])
     figure.savefig(file)

@@ -78,10 +78,11 @@ def _there_and_back(requests: int, max_tokens: int, pause_seconds: float) -> Pla
     return Plan(tuple(Burst(model, requests, max_tokens, pause_seconds) for model in models))
 
 
+# Numbers of which half of the budget is whole blocks and hardly more, so that a split wastes none.
 FULL = _there_and_back(requests=16, max_tokens=192, pause_seconds=3)
 """Some 80 s on two cores where all 16 run at once; half as long again where six of them wait."""
 
-QUICK = _there_and_back(requests=8, max_tokens=32, pause_seconds=2)
+QUICK = _there_and_back(requests=10, max_tokens=32, pause_seconds=2)
 """Some 20 s, for continuous integration."""
 
 

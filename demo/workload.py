@@ -19,8 +19,7 @@ WARM_UP = ("Hello!", 4)
 """A question and the length of its answer, for each server before all else: its first request
 also sets the server up."""
 
-MIDDLE_SECONDS = 8.0
-"""How far into the middle burst the middle is: late enough for every request to have begun."""
+LOOK_SECONDS = 0.1
 
 
 class RequestFailed(RuntimeError):
@@ -66,6 +65,8 @@ class Workload:
     busy: str = ""
     """The model whose burst is being played."""
     running: int = 0
+    speaking: int = 0
+    """Requests with a first token and not yet the last."""
     answers: list[Answer] = field(default_factory=list)
     """In the order of the questions once the plan is over; before that, as they finish."""
     bursts: list[PlayedBurst] = field(default_factory=list)
@@ -79,8 +80,8 @@ class Workload:
     def play(self, urls: Mapping[str, str], in_the_middle: Callable[[], None]) -> None:
         """Send each model's requests to its URL and return after the last pause.
 
-        `in_the_middle` is called in a thread of its own while the middle burst runs. Raises
-        RequestFailed.
+        `in_the_middle` is called in a thread of its own when every request of the middle burst is
+        being answered. Raises RequestFailed.
         """
         asyncio.run(self._play(urls, in_the_middle))
 
@@ -101,11 +102,11 @@ class Workload:
                 self.busy = burst.model
                 self.phase = f"burst {number} of {len(self.plan.bursts)}, to {burst.model}"
                 asks = islice(supply, burst.requests)
-                middle = burst is self.plan.middle
-                looking = asyncio.create_task(_later(in_the_middle)) if middle else None
+                burst_ended = asyncio.Event()
+                looking = asyncio.create_task(self._look(burst, burst_ended, in_the_middle))
                 in_order += await self._burst(client, urls[burst.model], burst, list(asks))
-                if looking is not None:
-                    await looking
+                burst_ended.set()
+                await looking
                 self.busy = ""
                 self.phase = f"both idle after burst {number}"
                 await asyncio.sleep(burst.pause_seconds)
@@ -122,6 +123,15 @@ class Workload:
         self.bursts.append(PlayedBurst(burst.model, burst.requests, began, time.monotonic()))
         return list(answers)
 
+    async def _look(self, burst: Burst, ended: asyncio.Event, call: Callable[[], None]) -> None:
+        if burst is not self.plan.middle:
+            return
+        while not ended.is_set():
+            if self.speaking == burst.requests:
+                await asyncio.to_thread(call)
+                return
+            await asyncio.sleep(LOOK_SECONDS)
+
     async def _ask(
         self, client: httpx.AsyncClient, url: str, model: str, question: str, max_tokens: int
     ) -> Answer:
@@ -135,7 +145,7 @@ class Workload:
         }
         self.running += 1
         try:
-            answer = await _stream(client, url, request, question)
+            answer = await self._stream(client, url, request, question)
         except (httpx.HTTPError, json.JSONDecodeError) as error:
             raise RequestFailed(f"{model}: {question!r}: {error!r}") from error
         finally:
@@ -143,35 +153,32 @@ class Workload:
         self.answers.append(answer)
         return answer
 
-
-async def _later(call: Callable[[], None]) -> None:
-    await asyncio.sleep(MIDDLE_SECONDS)
-    await asyncio.to_thread(call)
-
-
-async def _stream(
-    client: httpx.AsyncClient, url: str, request: dict[str, object], question: str
-) -> Answer:
-    asked = time.monotonic()
-    first_token: float | None = None
-    pieces: list[str] = []
-    tokens = 0
-    path = f"{url}/v1/chat/completions"
-    async with client.stream("POST", path, json=request) as response:
-        if response.is_error:
-            reason = (await response.aread()).decode(errors="replace")
-            raise RequestFailed(f"{question!r}: HTTP {response.status_code}: {reason}")
-        async for line in response.aiter_lines():
-            if not line.startswith("data: {"):
-                continue
-            chunk = json.loads(line.removeprefix("data: "))
-            if "error" in chunk:
-                raise RequestFailed(f"{question!r}: {chunk['error']}")
-            for choice in chunk["choices"]:
-                if piece := choice["delta"].get("content"):
-                    first_token = first_token or time.monotonic()
-                    pieces.append(piece)
-            if usage := chunk.get("usage"):
-                tokens = usage["completion_tokens"]
-    finished = time.monotonic()
-    return Answer(question, "".join(pieces), tokens, asked, first_token or finished, finished)
+    async def _stream(
+        self, client: httpx.AsyncClient, url: str, request: dict[str, object], question: str
+    ) -> Answer:
+        asked = time.monotonic()
+        first_token: float | None = None
+        pieces: list[str] = []
+        tokens = 0
+        path = f"{url}/v1/chat/completions"
+        async with client.stream("POST", path, json=request) as response:
+            if response.is_error:
+                reason = (await response.aread()).decode(errors="replace")
+                raise RequestFailed(f"{question!r}: HTTP {response.status_code}: {reason}")
+            async for line in response.aiter_lines():
+                if not line.startswith("data: {"):
+                    continue
+                chunk = json.loads(line.removeprefix("data: "))
+                if "error" in chunk:
+                    raise RequestFailed(f"{question!r}: {chunk['error']}")
+                for choice in chunk["choices"]:
+                    if piece := choice["delta"].get("content"):
+                        if first_token is None:
+                            first_token = time.monotonic()
+                            self.speaking += 1
+                        pieces.append(piece)
+                if usage := chunk.get("usage"):
+                    tokens = usage["completion_tokens"]
+        finished = time.monotonic()
+        self.speaking -= first_token is not None
+        return Answer(question, "".join(pieces), tokens, asked, first_token or finished, finished)

@@ -289,4 +289,4 @@ def test_without_its_extra_it_says_what_to_install() -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, check=False
     )
     assert done.returncode == 2
-    assert done.stderr == ("kvctl: typer and rich are missing: pip install 'kvcached-core[cli]'\n")
+    assert done.stderr == ("kvctl: typer and rich are missing: pip install typer rich\n")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from importlib.metadata import entry_points
+from importlib.metadata import PackageNotFoundError, distribution, entry_points
 from multiprocessing import current_process
 
 __version__ = "0.1.0"
@@ -101,6 +101,23 @@ def _other_platform() -> str | None:
     return None
 
 
+def peer_installed() -> str | None:
+    """What to do where another project's distribution is in this environment, or None.
+
+    It is named ``kvcached``, has our import name, reads our variables and patches vLLM through a
+    ``.pth`` file: whichever was installed last has overwritten the other's files.
+    """
+    try:
+        version = distribution("kvcached").version
+    except PackageNotFoundError:
+        return None
+    return (
+        f"the distribution 'kvcached' {version} is installed beside kvcached-core, with the same "
+        "import name; run: pip uninstall -y kvcached && pip install --force-reinstall --no-deps "
+        "kvcached-core kvcached-vllm"
+    )
+
+
 def early_reason() -> str | None:
     """Why this process cannot be elastic whatever its configuration, or None."""
     if (reason := version_reason(installed_vllm())) is not None:
@@ -113,7 +130,7 @@ def early_reason() -> str | None:
 def platform() -> str | None:
     """vLLM's platform plugin: the elastic platform's name, or None for vanilla."""
     try:
-        if not enabled():
+        if not enabled() or peer_installed() is not None:
             return None
         reason = early_reason()
     except NotElastic:
@@ -136,6 +153,8 @@ def register() -> None:
             raise NotElastic("kvcached: KVCACHED_REQUIRED=true, but ENABLE_KVCACHED=false")
         say_once("kvcached: vanilla: ENABLE_KVCACHED=false", logging.INFO)
         return
+    if (peer := peer_installed()) is not None:
+        raise NotElastic(f"kvcached: {peer}")
     reason = early_reason()
     if reason is None and os.environ.get("VLLM_TARGET_DEVICE") == "cpu":
         # vLLM 0.29 and later look at no platform plugin then.

@@ -9,6 +9,8 @@ import weakref
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from kvcached.policy import PolicyRunner
+    from kvcached_vllm.reporting import EventReporter
     from kvcached_vllm.supply import BlockSupply
 
 _log = logging.getLogger("vllm.kvcached")
@@ -19,6 +21,8 @@ _log = logging.getLogger("vllm.kvcached")
 GRACE = 0.3
 #: Between looks while pagers owe answers, in seconds.
 _IN_FLIGHT = 0.002
+#: Between two questions to a policy that a package provides, in seconds.
+_POLICY = 0.05
 #: Between looks while nothing happens, in seconds. Whoever wants something rings.
 _ASLEEP = 5.0
 
@@ -36,12 +40,21 @@ class Owner(Protocol):
 class MemoryThread(threading.Thread):
     """Sleeps on the bell of the engine's leases and answers under the scheduler's lock."""
 
-    def __init__(self, owner: Owner, supply: BlockSupply) -> None:
+    def __init__(
+        self,
+        owner: Owner,
+        supply: BlockSupply,
+        reporter: EventReporter | None = None,
+        policy: PolicyRunner | None = None,
+    ) -> None:
+        """`policy`: who sets entitlements in place of the ledger's own policy."""
         super().__init__(name="kvcached-memory", daemon=True)
         # An engine that nobody refers to any more ends this thread with it.
         self._owner = weakref.ref(owner)
         self._supply = weakref.ref(supply)
         self._pool = supply.pool
+        self._reporter = reporter
+        self._policy = policy
         self._stopping = False
         self._idle_since: float | None = None
 
@@ -64,15 +77,29 @@ class MemoryThread(threading.Thread):
             if owner is None or supply is None:
                 return
             with owner.memory_lock:
-                if self._stopping:
-                    return
                 try:
                     timeout = self._look(owner, supply)
                 except Exception:
                     # The engine must not lose its only answer to neighbours.
                     _log.exception("kvcached: answering the ledger failed")
                     timeout = _ASLEEP
+            busy = not owner.idle
             del owner, supply
+            timeout = min(timeout, self._report(busy))
+
+    def _report(self, busy: bool) -> float:
+        """What needs no lock; returns the seconds until the next time."""
+        try:
+            if self._policy is not None:
+                self._policy.apply()
+            until = self._reporter.look() if self._reporter is not None else _ASLEEP
+        except Exception:
+            _log.exception("kvcached: reporting failed")
+            return _ASLEEP
+        if self._policy is not None:
+            return _POLICY
+        # An idle engine sleeps; what happens to it rings.
+        return until if busy else _ASLEEP
 
     def _look(self, owner: Owner, supply: BlockSupply) -> float:
         """Does what is due; returns the seconds until the next look."""

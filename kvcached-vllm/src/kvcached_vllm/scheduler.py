@@ -13,12 +13,14 @@ from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 
 from kvcached import _C
+from kvcached.policy import PolicyRunner
 from kvcached.sizes import format_size
 from kvcached_vllm import NotElastic, identity
 from kvcached_vllm.attach import settings
 from kvcached_vllm.coordinator import elastic_coordinator
 from kvcached_vllm.kv_layout import config_reason, longest_request_blocks
 from kvcached_vllm.memory_thread import MemoryThread
+from kvcached_vllm.reporting import EventReporter
 from kvcached_vllm.supply import BlockSupply
 
 if TYPE_CHECKING:
@@ -68,13 +70,12 @@ class _Elastic:
         self.memory_lock = threading.RLock()
         self._supply = self._attach()
         if self._supply is not None and self._supply.pool.has_leases:
-            self._memory = MemoryThread(self, self._supply)
-            self._memory.start()
+            self._memory = self._start_memory_thread(self._supply)
 
     def _attach(self) -> BlockSupply | None:
         wanted = settings()
         world = self.vllm_config.parallel_config.world_size
-        paths = [str(identity.row_path(self.vllm_config, wanted, rank)) for rank in range(world)]
+        paths = self._row_paths()
         reason = config_reason(self.kv_cache_config) or _reason_of(paths)
         if reason is not None:
             if wanted.required:
@@ -101,6 +102,21 @@ class _Elastic:
         _log.info(_describe(facts, self.block_size, world))
         _log.info(_describe_lease(facts))
         return supply
+
+    def _start_memory_thread(self, supply: BlockSupply) -> MemoryThread:
+        wanted = settings()
+        paths = self._row_paths()
+        reporter = EventReporter(
+            wanted, paths, identity.group_of(wanted), identity.instance_of(self.vllm_config)
+        )
+        ledgers = [_C.Row.attach(path).describe()["ledger"] for path in paths]
+        thread = MemoryThread(self, supply, reporter, PolicyRunner.installed(ledgers))
+        thread.start()
+        return thread
+
+    def _row_paths(self) -> list[str]:
+        world = self.vllm_config.parallel_config.world_size
+        return [str(identity.row_path(self.vllm_config, settings(), rank)) for rank in range(world)]
 
     def _check_longest_request(self, facts: RowDescription) -> None:
         # vLLM's own check compared with the address space.
@@ -133,7 +149,7 @@ class _Elastic:
         """Blocks that prompts still take: of running requests, and of waiting ones for which there
         is room in the batch. Prefix hits are not deducted."""
         size = self.block_size
-        blocks = sum(
+        blocks: int = sum(
             -(-(request.num_tokens - request.num_computed_tokens) // size)
             for request in self.running
             if request.num_tokens - request.num_computed_tokens > 1
@@ -147,7 +163,8 @@ class _Elastic:
         """Blocks of the running request that vLLM would preempt last."""
         if not self.running:
             return 0
-        return -(-self.running[0].num_tokens // self.block_size)
+        tokens: int = self.running[0].num_tokens
+        return -(-tokens // self.block_size)
 
     def _blocks_to_admit(self) -> int:
         """Blocks that a step would give to waiting requests, prefix hits not deducted."""

@@ -13,9 +13,7 @@ if TYPE_CHECKING:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs kvctl on `arguments` (those of the process where left out); returns its exit code."""
     if not all(importlib.util.find_spec(name) for name in ("typer", "rich")):
-        print(
-            "kvctl: typer and rich are missing: pip install 'kvcached-core[cli]'", file=sys.stderr
-        )
+        print("kvctl: typer and rich are missing: pip install typer rich", file=sys.stderr)
         return 2
     from kvcached.cli.program import run
 
