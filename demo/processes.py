@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -10,8 +11,9 @@ from typing import final
 import psutil
 
 STOP_SECONDS = 15.0
-SHARED_MEMORY = "/dev/shm/psm_"
-"""How Python names shared memory, through which vLLM's processes pass requests."""
+SHARED_MEMORY = re.compile(r"/dev/shm/(psm_|sem\.mp-)[^/ ]+$")
+"""Python's shared memory and semaphores, by which vLLM's processes pass requests to each other. A
+process that is killed leaves its own behind."""
 
 
 @final
@@ -55,13 +57,12 @@ class ProcessTree:
 
 
 def shared_memory_files(process_ids: Iterable[int]) -> set[Path]:
-    """The shared memory of Python's that these processes have mapped."""
+    """What these processes have mapped of Python's shared memory, and nobody has removed."""
     found = set()
     for pid in process_ids:
         for line in proc_file(pid, "maps").splitlines():
-            _, there, name = line.partition(SHARED_MEMORY)
-            if there and not name.endswith(" (deleted)"):
-                found.add(Path(SHARED_MEMORY + name))
+            if file := SHARED_MEMORY.search(line):
+                found.add(Path(file[0]))
     return found
 
 

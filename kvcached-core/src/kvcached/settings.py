@@ -188,6 +188,7 @@ REPLACED = {
     "KVCACHED_AUTOPATCH": "nothing is patched; the plugin entry points attach kvcached",
     "KVCACHED_CONTIGUOUS_LAYOUT": "set KVCACHED_LAYOUT=block or layer",
     "KVCACHED_IPC_TIMEOUT": "nothing waits for another process; a dead one is noticed at once",
+    "KVCACHED_SANITY_CHECK": "memory that is not committed faults when touched, always",
     "KVCACHED_PAGE_PREALLOC_ENABLED": "set KVCACHED_MIN_RESERVED_PAGES and "
     "KVCACHED_MAX_RESERVED_PAGES",
 }
