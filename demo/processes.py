@@ -23,6 +23,7 @@ class ProcessTree:
     def __init__(self, root: int) -> None:
         self._root = root
         self._members: dict[int, psutil.Process] = {}
+        self._leftovers: set[Path] = set()
         self.look()
 
     @property
@@ -39,20 +40,22 @@ class ProcessTree:
         except psutil.NoSuchProcess:
             pass
 
-    def end(self) -> None:
-        """End the root and wait for all; kill who does not follow, and remove what they leave in
-        /dev/shm."""
+    def ask_to_end(self) -> None:
+        """Send the root SIGTERM, without waiting. It takes the others down with it: a signal to
+        all at once makes vLLM's engine report the death of its workers as an error."""
         self.look()
-        leftovers = shared_memory_files(self.process_ids)
-        # The root takes the others down with it; a signal to all at once makes vLLM's engine
-        # report the death of its workers as an error.
+        self._leftovers |= shared_memory_files(self.process_ids)
         with suppress(psutil.NoSuchProcess, KeyError):
             self._members[self._root].terminate()
+
+    def wait_for_end(self) -> None:
+        """Wait until all have ended; kill who does not follow, and remove what they leave in
+        /dev/shm."""
         _, alive = psutil.wait_procs(self._members.values(), timeout=STOP_SECONDS)
         for member in alive:
             member.kill()
         psutil.wait_procs(alive, timeout=STOP_SECONDS)
-        for file in leftovers:
+        for file in self._leftovers:
             file.unlink(missing_ok=True)
 
 

@@ -9,10 +9,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import final
 
 import httpx
@@ -44,7 +43,7 @@ class ServerOptions:
 
 @final
 class Server:
-    """A `vllm serve`; leaving the `with` block stops it, whatever happened inside."""
+    """One `vllm serve`; see `running`, which stops it whatever happens."""
 
     def __init__(self, options: ServerOptions) -> None:
         self.options = options
@@ -102,19 +101,15 @@ class Server:
         """The newest line that says anything."""
         return next((line for line in reversed(self._log_lines()) if line.strip()), "")
 
-    def __enter__(self) -> Server:
-        return self
+    def ask_to_stop(self) -> None:
+        """Begin to stop it, without waiting."""
+        if self._tree is not None:
+            self._tree.ask_to_end()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if self._process is None or self._tree is None:
-            return
-        with _not_interrupted():
-            self._tree.end()
+    def wait_until_stopped(self) -> None:
+        """Return when all its processes have ended and left nothing behind."""
+        if self._tree is not None and self._process is not None:
+            self._tree.wait_for_end()
             self._process.wait()
 
     def _command(self) -> list[str]:
@@ -142,8 +137,8 @@ def running(
 
     Tells each one's last log line while it starts. Raises ServerFailed.
     """
-    with ExitStack() as stack:
-        servers = [stack.enter_context(Server(one)) for one in options]
+    servers = [Server(one) for one in options]
+    try:
         for server in servers:
             server.start()
         started = time.monotonic()
@@ -153,6 +148,12 @@ def running(
             on_progress({one.served_model: one.last_log_line() for one in starting})
             time.sleep(POLL_SECONDS)
         yield servers
+    finally:
+        with _not_interrupted():
+            for server in servers:
+                server.ask_to_stop()
+            for server in servers:
+                server.wait_until_stopped()
 
 
 @contextmanager

@@ -41,7 +41,7 @@ struct PagerOptions {
   /// Extents from 0 on that are committed at start and never released.
   std::uint32_t pinned_extents = 1;
   /// The account to join; nothing: what the driver gives is taken, up to the limit.
-  std::optional<PagerLedger> ledger;
+  std::optional<PagerLedger> ledger = std::nullopt;
   /// The largest part of a unit to back with one handle; 0: what the driver finds useful.
   std::uint64_t max_handle_bytes = 0;
 };

@@ -10,6 +10,8 @@ constexpr std::uint64_t kLow32 = 0xffffffffU;
 constexpr std::uint64_t kMillisecond = 1'000'000;
 // A need that its owner has not repeated for this long is over, or its owner is stopped.
 constexpr std::uint64_t kBelievedMs = 300;
+// A pager that lives looks after its lease every half second.
+constexpr std::uint64_t kStalledNs = 3'000'000'000;
 
 std::uint64_t wanted_now(const LeaseSlot& slot, std::uint64_t now_ns) noexcept {
   const std::uint64_t bits = slot.wanted.load(std::memory_order_relaxed);
@@ -26,6 +28,12 @@ Tenant LedgerTable::tenant_of(const LeaseSlot& slot, std::uint64_t now_ns,
   tenant.held = LedgerEntry::unpack(slot.held.load(std::memory_order_acquire)).granules;
   tenant.live = std::min(slot.live.load(std::memory_order_relaxed), tenant.held);
   tenant.keep = slot.keep.load(std::memory_order_relaxed);
+  // Nothing can be had from an owner that has been stopped: who counts on it waits for ever.
+  const std::uint64_t seen = slot.seen_ns.load(std::memory_order_relaxed);
+  if (seen != 0 && now_ns > seen && now_ns - seen > kStalledNs) {
+    tenant.live = tenant.held;
+    tenant.keep = tenant.held;
+  }
   tenant.leaving = slot.leaving.load(std::memory_order_relaxed);
   tenant.wanted = std::max(wanted_now(slot, now_ns), tenant.live);
   tenant.demand = std::max(slot.demand.peak(now_ns), tenant.wanted);

@@ -92,27 +92,30 @@ std::uint64_t take_in_proportion(std::uint64_t need, const std::vector<std::uint
   return need - wanted;
 }
 
-// A group above its limit gives back whether anybody waits or not.
-void press_groups(std::span<const Tenant> tenants, const std::vector<std::uint64_t>& soft,
-                  const std::vector<std::uint64_t>& hard, std::vector<std::uint64_t>* from_soft,
-                  std::vector<std::uint64_t>* from_hard) {
+// A group above its limit gives back whether anybody waits or not, and its members to each other
+// within it.
+void press_groups(std::span<const Tenant> tenants, std::span<const Ruling> rulings,
+                  const std::vector<std::uint64_t>& soft, const std::vector<std::uint64_t>& hard,
+                  std::vector<std::uint64_t>* from_soft, std::vector<std::uint64_t>* from_hard) {
   std::vector<bool> done(tenants.size(), false);
   for (std::size_t first = 0; first < tenants.size(); ++first) {
     if (done[first] || tenants[first].group_limit == kNoLimit) continue;
     std::vector<std::uint64_t> soft_parts(tenants.size());
     std::vector<std::uint64_t> hard_parts(tenants.size());
-    std::uint64_t held = 0;
+    // What its members hold, and what those below their part of the limit want.
+    std::uint64_t claimed = 0;
     for (std::size_t index = first; index < tenants.size(); ++index) {
       if (tenants[index].group != tenants[first].group) continue;
       done[index] = true;
-      held += tenants[index].held;
+      claimed += tenants[index].held + std::min(rulings[index].promised,
+                                                above(tenants[index].wanted, tenants[index].held));
       soft_parts[index] = soft[index];
       hard_parts[index] = hard[index];
     }
     std::vector<std::uint64_t> taken_soft(tenants.size());
     std::vector<std::uint64_t> taken_hard(tenants.size());
     const std::uint64_t rest =
-        take_in_proportion(above(held, tenants[first].group_limit), soft_parts, &taken_soft);
+        take_in_proportion(above(claimed, tenants[first].group_limit), soft_parts, &taken_soft);
     (void)take_in_proportion(rest, hard_parts, &taken_hard);
     for (std::size_t index = 0; index < tenants.size(); ++index) {
       (*from_soft)[index] = std::max((*from_soft)[index], taken_soft[index]);
@@ -200,7 +203,7 @@ void press(std::span<const Tenant> tenants, std::uint64_t capacity, std::span<Ru
     beyond[index] = well_above ? hard[index] - from_hard[index] : 0;
   }
   (void)take_in_proportion(rest - urgent, beyond, &from_hard);
-  press_groups(tenants, soft, hard, &from_soft, &from_hard);
+  press_groups(tenants, rulings, soft, hard, &from_soft, &from_hard);
 
   for (std::size_t index = 0; index < tenants.size(); ++index) {
     const Tenant& tenant = tenants[index];

@@ -123,15 +123,17 @@ Status Pager::commit_pinned(const RowFacts& facts, std::string* error) {
   const auto deadline =
       Clock::now() + (options_.ledger ? options_.ledger->patience : milliseconds(0));
   for (std::uint32_t extent = 0; extent < facts.pinned_extents; ++extent) {
+    LedgerHeader* const header = lease_ == nullptr ? nullptr : &lease_->ledger().table().header();
+    // Read before the attempt, so that a change behind a refusal ends the sleep.
+    std::uint32_t seen = header == nullptr ? 0 : header->epoch.load(std::memory_order_acquire);
     Status status = commit_accounted({extent, 1}, true);
     // Neighbours that hold more than their part give back what is asked for here.
     while (status == Status::out_of_memory && Clock::now() < deadline) {
-      LedgerHeader& header = lease_->ledger().table().header();
-      const std::uint32_t seen = header.epoch.load(std::memory_order_acquire);
-      header.epoch_awaited.fetch_add(1, std::memory_order_seq_cst);
-      futex_wait(header.epoch, seen, kSweep);
-      header.epoch_awaited.fetch_sub(1, std::memory_order_seq_cst);
+      header->epoch_awaited.fetch_add(1, std::memory_order_seq_cst);
+      futex_wait(header->epoch, seen, kSweep);
+      header->epoch_awaited.fetch_sub(1, std::memory_order_seq_cst);
       look_after_lease(Clock::now());
+      seen = header->epoch.load(std::memory_order_acquire);
       status = commit_accounted({extent, 1}, true);
     }
     if (status != Status::ok) {
