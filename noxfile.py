@@ -157,7 +157,10 @@ def demo(session: nox.Session) -> None:
     """The demo, in a fresh environment. `nox -s demo -- --model PATH_OR_NAME` for your model."""
     wheels = _wheels(session)
     session.run("python", "-m", "demo.install", "--log", str(BUILD / "demo/install.log"), *wheels)
-    session.run("python", "-m", "demo", *session.posargs)
+    # After Ctrl-C it has servers to stop; nox would kill it half a second later.
+    session.run(
+        "python", "-m", "demo", *session.posargs, interrupt_timeout=60, terminate_timeout=60
+    )
 
 
 @nox.session

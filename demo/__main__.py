@@ -61,7 +61,7 @@ def _show(console: Console, options: argparse.Namespace) -> int:
     if frame is not None:
         console.print("\n`kvctl kvtop --once` while the second model was busy:\n")
         console.print(frame, soft_wrap=True)
-        kvtop.save(frame, options.chart.with_name("demo-kvtop.svg"))
+        kvtop.save(frame, options.logs / "kvtop.svg")
     title = f"Two servers of {Path(model).name}, the same requests"
     chart.draw(static, shared, budget, (title, machine.measured), options.chart)
     console.print()
@@ -137,7 +137,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--model", help="a model's name or folder (default: SmolLM2-135M-Instruct)")
     parser.add_argument("--quick", action="store_true", help="fewer requests, shorter answers")
     parser.add_argument("--chart", type=Path, default=Path("demo.png"), help="where the chart goes")
-    parser.add_argument("--logs", type=Path, default=Path("build/demo"), help="the servers' logs")
+    parser.add_argument(
+        "--logs", type=Path, default=Path("build/demo"), help="the servers' logs, and kvtop.svg"
+    )
     parser.add_argument("vllm", nargs="*", help=argparse.SUPPRESS)
     return parser.parse_args()
 

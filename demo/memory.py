@@ -1,12 +1,11 @@
-"""How much memory a server's KV cache holds, seen from outside, ten times a second.
+"""How much memory an elastic KV cache holds, seen from outside, ten times a second.
 
-Nothing here asks kvcached or vLLM: the kernel (or the NVIDIA driver) is asked instead.
+Nothing here asks kvcached or vLLM: the kernel is asked instead.
 """
 
 from __future__ import annotations
 
 import mmap
-import subprocess
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -15,6 +14,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol, final
 
+from demo.processes import proc_file
+
 SAMPLE_SECONDS = 0.1
 ELASTIC_NAME = "[anon:kvcached]"
 """What a kernel that names anonymous memory calls an elastic KV cache on a CPU."""
@@ -22,7 +23,6 @@ ELASTIC_NAME = "[anon:kvcached]"
 NOT_INHERITED = "dc"
 """What tells it apart on other kernels: the flag of memory that forked children do not get."""
 
-KIB = 1024
 PAGE_BYTES = mmap.PAGESIZE
 
 
@@ -55,52 +55,6 @@ class ElasticHostMeter:
             for pid, region in self._regions
             for part in _open_parts(pid, region)
         )
-
-
-class VanillaHostMeter:
-    """vLLM's own KV cache on a CPU: anonymous memory of about the size it was told to take.
-
-    vLLM fills it with zeros at the start, which makes all of it resident. That is measured
-    here (Rss) and not assumed. It stays as it is, so it is read once a second only.
-    """
-
-    def __init__(self, process_ids: Iterable[int], reserved_bytes: int) -> None:
-        self._process_ids = list(process_ids)
-        self._at_least = reserved_bytes // 2
-        self._held = 0
-        self._expires = 0.0
-
-    def read(self) -> int:
-        if time.monotonic() >= self._expires:
-            self._held = sum(
-                resident
-                for pid in self._process_ids
-                for size, resident in _anonymous_mappings(pid)
-                if size >= self._at_least
-            )
-            self._expires = time.monotonic() + 1.0
-        return self._held
-
-
-class GpuMeter:
-    """A server's whole GPU memory: what the GPUs hold beyond what they held before it.
-
-    Weights and workspace are in it. Per-process figures would be better, but nvidia-smi does
-    not show them inside most containers.
-    """
-
-    def __init__(self, before_bytes: int) -> None:
-        self._before = before_bytes
-
-    def read(self) -> int:
-        return max(0, gpu_bytes_used() - self._before)
-
-
-def gpu_bytes_used() -> int:
-    """Memory in use on all visible NVIDIA GPUs. Costs some 50 ms."""
-    query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
-    printed = subprocess.run(query, check=True, capture_output=True, text=True).stdout
-    return sum(int(line) for line in printed.split()) * KIB * KIB
 
 
 @dataclass(frozen=True)
@@ -165,7 +119,7 @@ def _elastic_regions(pid: int) -> Iterator[tuple[int, int]]:
     """First address and end of each run of mappings that belong to an elastic KV cache."""
     mapping = region = (0, 0)
     name = ""
-    for line in _read(pid, "smaps").splitlines():
+    for line in proc_file(pid, "smaps").splitlines():
         words = line.split()
         if not words[0].endswith(":"):
             first, end = (int(address, 16) for address in words[0].split("-"))
@@ -186,7 +140,7 @@ def _elastic_regions(pid: int) -> Iterator[tuple[int, int]]:
 
 def _open_parts(pid: int, region: tuple[int, int]) -> Iterator[tuple[int, int]]:
     """The parts of a region that do not fault. Without memory they would still count nothing."""
-    for line in _read(pid, "maps").splitlines():
+    for line in proc_file(pid, "maps").splitlines():
         addresses, access = line.split(maxsplit=2)[:2]
         first, end = (int(address, 16) for address in addresses.split("-"))
         if region[0] <= first and end <= region[1] and not access.startswith("---"):
@@ -206,24 +160,3 @@ def _resident_bytes(pid: int, part: tuple[int, int]) -> int:
     except OSError:
         return 0  # the process has ended
     return entries[7::8].translate(_PRESENT).count(1) * PAGE_BYTES
-
-
-def _anonymous_mappings(pid: int) -> Iterator[tuple[int, int]]:
-    """Size and resident bytes of each mapping that has no file and no name."""
-    anonymous = False
-    size = 0
-    for line in _read(pid, "smaps").splitlines():
-        words = line.split()
-        if not words[0].endswith(":"):  # "7f37-7f38 rw-p 00000000 00:00 0 [PATH]"
-            anonymous = len(words) == 5
-        elif words[0] == "Size:":
-            size = int(words[1]) * KIB
-        elif words[0] == "Rss:" and anonymous:
-            yield size, int(words[1]) * KIB
-
-
-def _read(pid: int, name: str) -> str:
-    try:
-        return Path(f"/proc/{pid}/{name}").read_text(errors="replace")
-    except OSError:
-        return ""  # the process has ended
