@@ -82,7 +82,13 @@ def lint(session: nox.Session) -> None:
     session.run("mypy")
     # A folder of flat modules, as pytest imports them.
     with session.chdir("integration-tests"):
-        session.run("mypy", "--config-file", "../pyproject.toml", ".", env={"MYPYPATH": "."})
+        session.run(
+            "mypy",
+            "--config-file",
+            "../pyproject.toml",
+            ".",
+            env={"MYPYPATH": ".:../kvcached-core/src"},
+        )
 
 
 @nox.session

@@ -6,7 +6,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -83,7 +83,7 @@ def results(
     model: Path,
     tmp_path_factory: pytest.TempPathFactory,
     new_shm_dir: Callable[[], Path],
-) -> Iterator[Results]:
+) -> Results:
     folder, logs = new_shm_dir(), tmp_path_factory.mktemp("sharing")
     servers = {}
     with contextlib.ExitStack() as stack:
@@ -104,7 +104,7 @@ def results(
         time.sleep(0.2)
         found.files = sorted(path.name for path in folder.iterdir())
         found.logs = {name: server.log for name, server in servers.items()}
-    yield found
+    return found
 
 
 def test_three_servers_start_in_the_same_second(results: Results) -> None:

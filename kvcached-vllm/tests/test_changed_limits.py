@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from kvcached_vllm.memory_thread import MemoryThread
-from kvcached_vllm.supply import BlockSupply
 from vllm.v1.core.block_pool import BlockPool
 
 from kvcached import _C
+from kvcached_vllm.memory_thread import MemoryThread
+from kvcached_vllm.supply import BlockSupply
 
 NUM_BLOCKS = 64
 BLOCK_BYTES = 64 << 10

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import kvcached_vllm
 import pytest
+
+import kvcached_vllm
 
 
 @pytest.fixture

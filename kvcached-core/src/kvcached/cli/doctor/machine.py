@@ -39,7 +39,7 @@ def _drivers() -> Iterator[Finding]:
         yield _driver(
             "cuda", "update the NVIDIA driver, or give the container a GPU that supports it"
         )
-    yield _driver("cpu", "allow memfd_create and mmap in the container's seccomp profile")
+    yield _driver("cpu", "allow mmap, mprotect and madvise in the container's seccomp profile")
 
 
 def _driver(device: str, advice: str) -> Finding:
