@@ -140,7 +140,9 @@ class _Elastic:
             )
             output = super().schedule(*args, **kwargs)  # type: ignore[misc]
             setattr(output, STEP_ATTRIBUTE, step)
-            supply.end_step(self._blocks_to_admit() + self._blocks_to_extend())
+            supply.end_step(
+                self._blocks_to_admit() + self._blocks_to_extend(), self._blocks_of_prompts()
+            )
             if output.total_num_scheduled_tokens == 0 and self._starved(supply):
                 supply.pause()
         return output

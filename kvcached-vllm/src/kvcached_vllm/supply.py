@@ -78,9 +78,10 @@ class BlockSupply:
             self.pool.expect(to_admit)
         return self._step
 
-    def end_step(self, ahead: int = 0) -> None:
+    def end_step(self, ahead: int = 0, in_all: int = 0) -> None:
         """Orders the `ahead` blocks that the next steps will need, while the device works on
-        this one."""
+        this one. `in_all` is what the prompts at hand still take after it."""
+        self.pool.demand(in_all)
         self.pool.expect(ahead)
         self._balance(idle=False)
 

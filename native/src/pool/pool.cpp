@@ -212,7 +212,10 @@ bool Pool::ensure(std::uint32_t blocks, Clock::time_point deadline) {
     }
     poll();
   }
-  return free_.count() >= blocks;
+  if (free_.count() < blocks) return false;
+  // They are about to be taken, and count as live then.
+  asked_blocks_ = 0;
+  return true;
 }
 
 void Pool::expect(std::uint32_t blocks) {
@@ -263,7 +266,7 @@ void Pool::balance(bool idle) {
   busy_at_balance_ = busy;
   if (idle) {
     slack_.reset();
-    expected_blocks_ = 0;
+    expected_blocks_ = asked_blocks_ = demanded_blocks_ = 0;
   }
   const std::uint32_t per_extent = extents_.blocks_per_extent();
   const std::uint32_t expected = (expected_blocks_ + per_extent - 1) / per_extent;
