@@ -129,7 +129,6 @@ Status Ledger::open_or_create(const std::string& path, const LedgerDevice& devic
       if (const int code = posix_fallocate(made->lock_.fd(), 0, kFileBytes); code != 0) {
         errno = code;
         *error = explain(path, "no room for the ledger");
-        (void)ftruncate(made->lock_.fd(), 0);
         ::unlink(path.c_str());
         return Status::out_of_memory;
       }
