@@ -135,14 +135,15 @@ class _Elastic:
         if supply is None:
             return super().schedule(*args, **kwargs)  # type: ignore[misc]
         with self.memory_lock:
-            step = supply.begin_step(
-                self._blocks_to_admit(), self._blocks_of_oldest(), self._blocks_of_prompts()
-            )
+            step = supply.begin_step(self._blocks_to_admit(), self._blocks_of_oldest())
+            if self.waiting:
+                supply.pool.demand(self._blocks_of_prompts())
             output = super().schedule(*args, **kwargs)  # type: ignore[misc]
             setattr(output, STEP_ATTRIBUTE, step)
-            supply.end_step(
-                self._blocks_to_admit() + self._blocks_to_extend(), self._blocks_of_prompts()
-            )
+            # A token each: nobody is in the middle of a prompt.
+            decoding = output.total_num_scheduled_tokens == len(output.num_scheduled_tokens)
+            supply.pool.demand(0 if decoding and not self.waiting else self._blocks_of_prompts())
+            supply.end_step(self._blocks_to_admit() + self._blocks_to_extend())
             if output.total_num_scheduled_tokens == 0 and self._starved(supply):
                 supply.pause()
         return output

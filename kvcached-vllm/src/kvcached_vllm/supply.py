@@ -65,23 +65,20 @@ class BlockSupply:
         """The number of the current scheduling step."""
         return self._step
 
-    def begin_step(self, to_admit: int = 0, oldest: int = 0, in_all: int = 0) -> int:
-        """Starts a step that may admit `to_admit` blocks of the `in_all` that the prompts at hand
-        still take, with `oldest` blocks in the hands of the oldest running request; returns its
-        number."""
+    def begin_step(self, to_admit: int = 0, oldest: int = 0) -> int:
+        """Starts a step that may admit `to_admit` blocks, with `oldest` blocks in the hands of the
+        oldest running request; returns its number."""
         self._step += 1
         self.pool.keep(oldest)
-        self.pool.demand(in_all)
         self._deadline = time.monotonic() + STEP_BUDGET
         self.pool.begin_step(self._step)
         if to_admit:
             self.pool.expect(to_admit)
         return self._step
 
-    def end_step(self, ahead: int = 0, in_all: int = 0) -> None:
+    def end_step(self, ahead: int = 0) -> None:
         """Orders the `ahead` blocks that the next steps will need, while the device works on
-        this one. `in_all` is what the prompts at hand still take after it."""
-        self.pool.demand(in_all)
+        this one."""
         self.pool.expect(ahead)
         self._balance(idle=False)
 
