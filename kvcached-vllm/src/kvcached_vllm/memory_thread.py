@@ -23,6 +23,8 @@ GRACE = 0.3
 _IN_FLIGHT = 0.002
 #: Between two questions to a policy that a package provides, in seconds.
 _POLICY = 0.05
+#: Between looks while a busy engine has an order that waits for requests to end, in seconds.
+_BUSY_ORDER = 0.1
 #: Between looks while nothing happens, in seconds. Whoever wants something rings.
 _ASLEEP = 5.0
 
@@ -57,9 +59,11 @@ class MemoryThread(threading.Thread):
         self._policy = policy
         self._stopping = False
         self._idle_since: float | None = None
+        self._became_idle = False
 
     def wake(self) -> None:
         """Tells that the engine has become idle."""
+        self._became_idle = True
         self._pool.ring()
 
     def stop(self) -> None:
@@ -107,18 +111,24 @@ class MemoryThread(threading.Thread):
         now = time.monotonic()
         if not owner.idle:
             self._idle_since = None
-        elif self._idle_since is None:
+        elif self._idle_since is None or self._became_idle:
+            # A whole busy time may have passed without a look.
             self._idle_since = now
+        self._became_idle = False
         waited = now - self._idle_since if self._idle_since is not None else 0.0
         settled = self._idle_since is not None and waited >= GRACE
-        if settled or pool.has_orders or pool.in_flight or any(pool.pressure):
+        ordered = pool.has_orders  # before the answer, so that a later order is not taken for done
+        if settled or ordered or pool.in_flight or any(pool.pressure):
             supply.tidy(idle=settled)
         in_flight = pool.in_flight
         # An idle engine has given what it can; a busy one gives as its requests end.
-        if pool.has_orders and not in_flight and (owner.idle or not any(pool.pressure)):
+        if ordered and not in_flight and (owner.idle or not any(pool.pressure)):
             pool.orders_done()
-        if (in_flight and owner.idle) or pool.has_orders:
+            ordered = False
+        if in_flight and (owner.idle or ordered):
             return _IN_FLIGHT
+        if ordered:
+            return _BUSY_ORDER  # the steps themselves give back; this only sees that it is done
         if self._idle_since is not None and not settled:
             return max(_IN_FLIGHT, GRACE - waited)
         return _ASLEEP

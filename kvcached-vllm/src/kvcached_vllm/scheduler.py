@@ -192,12 +192,13 @@ class _Elastic:
         return sum(request.num_computed_tokens % size >= edge for request in self.running)
 
     def _starved(self, supply: BlockSupply) -> bool:
-        if not (supply.pool.denied or supply.pool.wanted_extents):
+        stuck = not self.running and len(self.waiting) > 0
+        if not (stuck or supply.pool.denied or supply.pool.wanted_extents):
             return False
         if self.get_num_unfinished_requests() == 0:  # type: ignore[attr-defined]
             return False
         now = time.monotonic()
-        if supply.pool.denied and now - self._starved_logged > _STARVED_LOG_INTERVAL:
+        if (stuck or supply.pool.denied) and now - self._starved_logged > _STARVED_LOG_INTERVAL:
             self._starved_logged = now
             _log.warning(
                 "kvcached: requests wait for memory: %d blocks committed, the device or the "

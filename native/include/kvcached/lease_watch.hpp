@@ -55,9 +55,10 @@ class LeaseWatch {
   void contend();
   /// Counts what was given back because somebody asked; extents.
   void gave(std::uint32_t extents);
-  /// Reports orders given by hand as carried out.
+  /// Whether there are orders given by hand that nobody has carried out.
+  [[nodiscard]] bool has_orders() noexcept;
+  /// Reports those that has_orders() saw last as carried out.
   void orders_done();
-  [[nodiscard]] bool has_orders() const noexcept;
 
   /// Changes whenever a refused grant may succeed.
   [[nodiscard]] std::uint32_t epoch() const noexcept;
@@ -76,6 +77,9 @@ class LeaseWatch {
     std::uint32_t slot = kNoSlot;
     std::uint64_t granules_per_extent = 1;
     std::uint32_t bell_seen = 0;
+    std::uint32_t orders_seen = 0;
+    /// Ranks of this engine that take from the same account.
+    std::uint64_t sharing = 1;
   };
 
   [[nodiscard]] static LeaseSlot& slot_of(const Place& place) noexcept {

@@ -121,6 +121,7 @@ class Pager {
   std::unique_ptr<Row> row_;
   std::unique_ptr<Lease> lease_;
   std::thread thread_;
+  int started_by_ = 0;  // a process
   std::atomic<bool> stopping_{false};
 
   Clock::time_point looked_after_{};

@@ -1,5 +1,7 @@
 #include "kvcached/pager.hpp"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <chrono>
 #include <cstring>
@@ -92,6 +94,7 @@ Status Pager::start(std::string* error) {
   row_->header().limit_bytes = options_.limit_bytes;
   set_states({0, facts.pinned_extents}, ExtentState::committed);
   publish();
+  started_by_ = getpid();
   thread_ = std::thread([this] { run(); });
   return Status::ok;
 }
@@ -147,6 +150,11 @@ Status Pager::commit_pinned(const RowFacts& facts, std::string* error) {
 }
 
 void Pager::stop() {
+  if (started_by_ != 0 && started_by_ != getpid()) {
+    // A forked child has neither the thread nor the row.
+    if (thread_.joinable()) thread_.detach();
+    return;
+  }
   stopping_ = true;
   if (row_ != nullptr) row_->ring_doorbell();
   if (thread_.joinable()) thread_.join();
@@ -282,8 +290,8 @@ void Pager::commit(Row::Request unit) {
   RowHeader& header = row_->header();
   const auto begin = Clock::now();
   Status status = commit_accounted(unit, false);
-  if (status != Status::ok && !releases_.empty()) {
-    // What is on its way out may be what is missing here.
+  if (status != Status::ok && (!releases_.empty() || backing_.keeps_handles())) {
+    // What is on its way out, or kept, may be what is missing here.
     serve_releases();
     moving([&] { backing_.trim(Clock::time_point::max()); });
     status = commit_accounted(unit, false);

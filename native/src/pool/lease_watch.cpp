@@ -43,6 +43,11 @@ Status LeaseWatch::open(const ExtentTable& extents, std::unique_ptr<LeaseWatch>*
     place.bell_seen = slot_of(place).bell.load(std::memory_order_seq_cst);
     made->places_.push_back(place);
   }
+  for (Place& place : made->places_) {
+    const auto shares = [&place](const Place& other) { return other.table == place.table; };
+    place.sharing = static_cast<std::uint64_t>(
+        std::count_if(made->places_.begin(), made->places_.end(), shares));
+  }
   *watch = std::move(made);
   return Status::ok;
 }
@@ -52,7 +57,7 @@ std::uint32_t LeaseWatch::grantable() {
   std::uint64_t least = std::numeric_limits<std::uint32_t>::max();
   for (const Place& place : places_) {
     const std::uint64_t granules = place.table->grantable(place.slot, now);
-    least = std::min(least, granules / place.granules_per_extent);
+    least = std::min(least, granules / (place.granules_per_extent * place.sharing));
   }
   return static_cast<std::uint32_t>(least);
 }
@@ -63,7 +68,7 @@ std::uint32_t LeaseWatch::reachable() {
   for (const Place& place : places_) {
     const std::uint64_t granules = std::max(place.table->grantable(place.slot, now),
                                             place.table->ruling(place.slot, now).promised);
-    least = std::min(least, granules / place.granules_per_extent);
+    least = std::min(least, granules / (place.granules_per_extent * place.sharing));
   }
   return static_cast<std::uint32_t>(least);
 }
@@ -118,22 +123,26 @@ void LeaseWatch::gave(std::uint32_t extents) {
   }
 }
 
-bool LeaseWatch::has_orders() const noexcept {
-  return std::any_of(places_.begin(), places_.end(), [](const Place& place) {
-    return slot_of(place).orders.load(std::memory_order_acquire) !=
-           slot_of(place).orders_done.load(std::memory_order_relaxed);
-  });
+bool LeaseWatch::has_orders() noexcept {
+  bool found = false;
+  for (Place& place : places_) {
+    place.orders_seen = slot_of(place).orders.load(std::memory_order_acquire);
+    found =
+        found || place.orders_seen != slot_of(place).orders_done.load(std::memory_order_relaxed);
+  }
+  return found;
 }
 
 void LeaseWatch::orders_done() {
   for (const Place& place : places_) {
     LeaseSlot& slot = slot_of(place);
-    const std::uint32_t orders = slot.orders.load(std::memory_order_acquire);
-    if (orders == slot.orders_done.load(std::memory_order_relaxed)) continue;
-    // What there was to trim is gone.
-    slot.trim.store(0, std::memory_order_relaxed);
+    if (place.orders_seen == slot.orders_done.load(std::memory_order_relaxed)) continue;
+    // What there was to trim is gone; what a later order wants is still to come.
+    if (slot.orders.load(std::memory_order_acquire) == place.orders_seen) {
+      slot.trim.store(0, std::memory_order_relaxed);
+    }
     slot.orders_done_ns.store(monotonic_ns(), std::memory_order_relaxed);
-    slot.orders_done.store(orders, std::memory_order_release);
+    slot.orders_done.store(place.orders_seen, std::memory_order_release);
     futex_wake(slot.orders_done);
   }
 }

@@ -156,7 +156,10 @@ std::vector<std::uint32_t> Pool::in_order() const {
 std::uint32_t Pool::num_growable() const {
   std::uint32_t extents = growable_extents();
   if (leases_ != nullptr && !denied_) {
-    extents = std::max(extents, std::min(extents_.absent(), leases_->reachable()));
+    const std::uint32_t reachable = leases_->reachable();
+    const std::uint32_t coming = extents_.wanted();
+    const std::uint32_t more = reachable > coming ? reachable - coming : 0;
+    extents = std::max(extents, std::min(extents_.absent(), more));
   }
   return extents_.absent_blocks(extents) + extents_.wanted_blocks();
 }

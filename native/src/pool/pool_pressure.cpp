@@ -30,7 +30,8 @@ void Pool::tell(std::uint32_t blocks) {
   use.live = busy > use.cached ? busy - use.cached : 0;
   use.empty = extents_.empty();
   use.leaving = extents_.releasing();
-  use.keep = extents_.pinned() + std::min(keep_blocks_, use.live);
+  const std::uint32_t per_extent = extents_.blocks_per_extent();
+  use.keep = extents_.pinned() + std::min((keep_blocks_ + per_extent - 1) / per_extent, use.live);
   use.wanted = use.live + extents_for(std::max({blocks, asked_blocks_, demanded_blocks_}));
   leases_->tell(use);
   const std::uint32_t account = use.usable + extents_.wanted();
