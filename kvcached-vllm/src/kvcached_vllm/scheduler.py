@@ -192,7 +192,8 @@ class _Elastic:
         return sum(request.num_computed_tokens % size >= edge for request in self.running)
 
     def _starved(self, supply: BlockSupply) -> bool:
-        stuck = not self.running and len(self.waiting) > 0
+        # Requests wait for other things, too, such as a grammar that is being compiled.
+        stuck = not self.running and supply.short
         if not (stuck or supply.pool.denied or supply.pool.wanted_extents):
             return False
         if self.get_num_unfinished_requests() == 0:  # type: ignore[attr-defined]

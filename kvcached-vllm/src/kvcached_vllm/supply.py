@@ -44,6 +44,8 @@ class BlockSupply:
         self._max_cached = max_cached_blocks
         self._step = 0
         self._deadline = 0.0
+        self.short = False
+        """Whether this step had to turn somebody away for want of memory."""
         self._adopt_queue()
 
     def _adopt_queue(self) -> None:
@@ -69,6 +71,7 @@ class BlockSupply:
         """Starts a step that may admit `to_admit` blocks, with `oldest` blocks in the hands of the
         oldest running request; returns its number."""
         self._step += 1
+        self.short = False
         self.pool.keep(oldest)
         self._deadline = time.monotonic() + STEP_BUDGET
         self.pool.begin_step(self._step)
@@ -119,11 +122,13 @@ class BlockSupply:
             # What could still be granted is a guess now, and a request admitted on a wrong one
             # is preempted after its prefill. Only what is really there counts.
             self._fetch(need, self._deadline - time.monotonic())
+            self.short |= need > self.pool.num_free
             return need
         growable = self.pool.num_growable
         if need > self.pool.num_free + growable:
             # It stays in the queue, and neighbours that owe us hear what it waits for.
             self.pool.ask(need)
+            self.short = True
         return need - growable
 
     def provide(self, need: int, request_id: str, hits: Any) -> int:
@@ -132,6 +137,7 @@ class BlockSupply:
             # Prefix hits that are free now are part of the need, but cost no new block.
             revived = sum(block.ref_cnt == 0 for group in hits for block in group)
             self._fetch(need - revived, self._patience(request_id))
+            self.short |= need > self.pool.num_free
         if self._watermark and need <= self.pool.num_free:
             # Headroom need not be committed, only grantable.
             return need - min(self._watermark, self.pool.num_growable)
