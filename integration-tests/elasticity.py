@@ -8,7 +8,7 @@ from pathlib import Path
 
 # What a user passes where vLLM skips platform plugins. Only this file spells them.
 SCHEDULER_CLASS = "kvcached_vllm.scheduler.ElasticScheduler"
-WORKER_CLASS = "kvcached_vllm.worker.ElasticCPUWorker"
+WORKER_CLASS = "kvcached_vllm.cpu_worker.ElasticCPUWorker"
 
 START_LINE = "kvcached: elastic KV cache"
 VANILLA_LINE = "kvcached: vanilla:"

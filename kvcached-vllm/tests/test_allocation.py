@@ -18,7 +18,7 @@ def region() -> torch.Tensor:
 
 @pytest.fixture
 def mode(region: torch.Tensor) -> RegionForZeros:
-    return RegionForZeros({SIZE: lambda: region}, CPU)
+    return RegionForZeros([(SIZE, lambda: region)], CPU)
 
 
 @pytest.mark.parametrize("device", ["cpu", CPU, None])
@@ -38,6 +38,15 @@ def test_the_region_is_given_once(mode: RegionForZeros, region: torch.Tensor) ->
         second = torch.zeros(SIZE, dtype=torch.int8, device="cpu")
     assert second.data_ptr() != region.data_ptr()
     assert not second.any()
+
+
+def test_allocations_of_one_size_are_given_in_order() -> None:
+    regions = [torch.full((SIZE,), value, dtype=torch.int8) for value in (1, 2)]
+    mode = RegionForZeros([(SIZE, lambda: regions[0]), (SIZE, lambda: regions[1])], CPU)
+    with mode:
+        made = [torch.zeros(SIZE, dtype=torch.int8) for _ in regions]
+    assert [tensor.data_ptr() for tensor in made] == [region.data_ptr() for region in regions]
+    assert mode.unused == []
 
 
 def test_other_zeros_pass(mode: RegionForZeros) -> None:
@@ -65,7 +74,7 @@ def test_other_functions_pass(mode: RegionForZeros) -> None:
 
 
 def test_a_region_of_another_device_is_not_given_here(region: torch.Tensor) -> None:
-    mode = RegionForZeros({SIZE: lambda: region}, torch.device("cuda", 1))
+    mode = RegionForZeros([(SIZE, lambda: region)], torch.device("cuda", 1))
     with mode:
         torch.zeros(SIZE, dtype=torch.int8, device="cpu")
     assert mode.unused == [SIZE]

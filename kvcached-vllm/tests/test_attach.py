@@ -24,7 +24,7 @@ def classes(config: Any) -> tuple[Any, Any]:
 def test_an_engine_as_vllm_configures_it_is_elastic(settled_config: Any) -> None:
     assert classes(settled_config) == (
         "kvcached_vllm.scheduler.ElasticScheduler",
-        "kvcached_vllm.worker.ElasticCPUWorker",
+        "kvcached_vllm.cpu_worker.ElasticCPUWorker",
     )
     assert vanilla_reason(settled_config) is None
     assert chosen_by_user(settled_config) is None
@@ -34,7 +34,7 @@ def test_both_classes_are_named_where_vllm_has_its_defaults(vanilla_config: Any)
     attach(vanilla_config, None)
     assert classes(vanilla_config) == (
         "kvcached_vllm.scheduler.ElasticScheduler",
-        "kvcached_vllm.worker.ElasticCPUWorker",
+        "kvcached_vllm.cpu_worker.ElasticCPUWorker",
     )
 
 
@@ -47,7 +47,7 @@ def test_an_asynchronous_engine_gets_the_asynchronous_scheduler(vanilla_config: 
 def test_a_gpu_worker_becomes_the_elastic_gpu_worker(vanilla_config: Any) -> None:
     vanilla_config.parallel_config.worker_cls = "vllm.v1.worker.gpu_worker.Worker"
     attach(vanilla_config, None)
-    assert classes(vanilla_config)[1] == "kvcached_vllm.worker.ElasticGPUWorker"
+    assert classes(vanilla_config)[1] == "kvcached_vllm.gpu_worker.ElasticGPUWorker"
 
 
 def test_attaching_twice_changes_nothing_more(vanilla_config: Any) -> None:

@@ -26,9 +26,9 @@ from kvcached_vllm.kv_layout import (
     config_reason,
     geometry_of,
     layout_of,
-    spans_of,
     uncovered_kind,
 )
+from kvcached_vllm.kv_placement import spans_of
 
 LAYERS = [f"layers.{number}.attn" for number in range(4)]
 SPEC = FullAttentionSpec(block_size=16, num_kv_heads=2, head_size=64, dtype=torch.float32)

@@ -51,7 +51,7 @@ for case in json.load(sys.stdin):
 """
 
 OURS = "kvcached_vllm.elastic_platform.ElasticPlatform"
-BY_NAME = ["--worker-cls", "kvcached_vllm.worker.ElasticCPUWorker"]
+BY_NAME = ["--worker-cls", "kvcached_vllm.cpu_worker.ElasticCPUWorker"]
 
 CASES: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -188,7 +188,7 @@ def test_where_vllm_skips_platform_plugins_the_options_are_named(
 ) -> None:
     (line,) = answers["cpu target"]["said"]
     assert "--scheduler-cls kvcached_vllm.scheduler.ElasticScheduler" in line
-    assert "--worker-cls kvcached_vllm.worker.ElasticCPUWorker" in line
+    assert "--worker-cls kvcached_vllm.cpu_worker.ElasticCPUWorker" in line
 
 
 def test_who_passes_the_options_is_told_nothing(answers: dict[str, dict[str, Any]]) -> None:

@@ -77,6 +77,9 @@ void bind_pager(nb::module_& module) {
           },
           nb::arg("step"), nb::arg("event") = 0,
           "Step `step` is launched on this rank; `event` passes when the device is done with it.")
+      .def("reserve", &Pager::reserve, nb::arg("bytes"),
+           "What this process will want of the device beside its cache and does not hold now: no "
+           "cache on the device grows into it.")
       .def_prop_ro("passed_step", &Pager::passed_step)
       .def_prop_ro_static(
           "max_launches", [](nb::handle) { return Pager::kMaxLaunches; },

@@ -30,6 +30,7 @@ nb::dict describe(const Row& row) {
   out["blocks_per_extent"] = facts.blocks_per_extent;
   out["num_extents"] = facts.num_extents;
   out["pinned_extents"] = facts.pinned_extents;
+  out["max_unit_extents"] = facts.max_unit_extents;
   out["granule_bytes"] = facts.granule_bytes;
   out["extent_bytes"] = facts.extent_bytes;
   out["block_bytes"] = facts.block_bytes;
@@ -41,6 +42,11 @@ nb::dict describe(const Row& row) {
   out["cached_blocks"] = header.cached_blocks.load();
   out["free_blocks"] = header.free_blocks.load();
   out["slack_extents"] = header.slack_extents.load();
+  out["waits"] = header.waits.load();
+  out["waited_extents"] = header.waited_extents.load();
+  out["exposed_extents"] = header.exposed_extents.load();
+  out["wait_ns"] = header.wait_ns.load();
+  out["longest_wait_ns"] = header.longest_wait_ns.load();
   out["commits"] = header.commits.load();
   out["releases"] = header.releases.load();
   out["denials"] = header.denials.load();

@@ -392,7 +392,7 @@ TEST_F(LedgerSample, KeepsApartWhatEnginesWillWantAndWhatNobodyMayUse) {
   ASSERT_EQ(join(&lease, asked), Status::ok) << error_;
   const double share = 0.9 * static_cast<double>(kTotal);
   EXPECT_NEAR(static_cast<double>(capacity_of(lease->ledger())), share, kMiB);
-  lease->ledger().table().slot(lease->slot()).reserve = 20 * kMiB / kGranule;
+  lease->reserve(20 * kMiB);
   look(*lease, kTotal);
   EXPECT_NEAR(static_cast<double>(capacity_of(lease->ledger())), share - 20 * kMiB, kMiB);
   lease->ledger().table().slot(lease->slot()).device_limit_bytes = 30 * kMiB;

@@ -496,6 +496,58 @@ TEST(PoolTest, ABusyEngineGivesBackAQuarterOfTheExcessAStepAndAnIdleOneAllAtOnce
   }
 }
 
+TEST(PoolTest, ABusyEngineKeepsAPartOfWhatItHasJustUsedAndAnIdleOneDoesNot) {
+  Rig rig(200, 1, 1, {1, 1});
+  ASSERT_TRUE(rig.have(100));
+  rig.take(100);
+  rig.settle(false);
+  rig.give(range(90, 100));
+  rig.settle(false);
+  EXPECT_EQ(rig.pool.extents().empty(), 10u) << "all of them: 13 would be 15% of 90";
+  rig.give(range(60, 90));
+  rig.settle(false);
+  EXPECT_EQ(rig.pool.extents().empty(), 9u) << "15% of 60";
+  rig.settle(true);
+  EXPECT_EQ(rig.pool.extents().empty(), 1u);
+}
+
+TEST(PoolTest, HalfEmptyExtentsCountAgainstWhatABusyEngineKeeps) {
+  Rig rig(200, 2, 1, {1, 1});
+  ASSERT_TRUE(rig.have(100));
+  rig.take(100);
+  rig.settle(false);
+  Blocks every_other_pair;
+  for (std::uint32_t block = 2; block < 80; block += 2) every_other_pair.push_back(block);
+  every_other_pair.insert(every_other_pair.end(), {96, 97, 98, 99});
+  rig.give(every_other_pair);
+  rig.settle(false);
+  EXPECT_EQ(rig.pool.extents().empty(), 1u) << "the slack";
+}
+
+TEST(PoolTest, CountsTheStepsThatSleptForMemoryAndForHowMany) {
+  Rig rig(64, 1, 1, {0, 0});
+  const RowHeader& header = rig.ranks.row(0).header();
+  rig.pool.begin_step(1);
+  EXPECT_FALSE(rig.pool.ensure(4, rig.now() + milliseconds(2)));
+  EXPECT_EQ(header.waits, 1u);
+  EXPECT_EQ(header.waited_extents, 3u) << "the pinned one is there";
+  EXPECT_EQ(header.exposed_extents, 3u) << "no other step keeps the device busy";
+  const std::uint64_t longest = header.longest_wait_ns;
+  EXPECT_GE(longest, 2'000'000u);
+  EXPECT_EQ(header.wait_ns, longest);
+  rig.ranks.serve();
+  rig.pool.begin_step(2);
+  EXPECT_TRUE(rig.pool.ensure(4, rig.now()));
+  EXPECT_EQ(header.waits, 1u) << "it was there by then";
+  EXPECT_FALSE(rig.pool.ensure(6, rig.now()));
+  EXPECT_FALSE(rig.pool.ensure(6, rig.now()));
+  EXPECT_EQ(header.waits, 2u) << "one step";
+  EXPECT_EQ(header.exposed_extents, 3u) << "step 1 is still with the device";
+  rig.pool.processed(1);
+  EXPECT_FALSE(rig.pool.ensure(6, rig.now()));
+  EXPECT_GT(header.exposed_extents, 3u);
+}
+
 TEST(PoolTest, ABusyEngineDoesNotGiveBackAUnitThatItWouldAskForAgain) {
   Rig rig(400, 1, 1, {6, 6}, 8);
   ASSERT_TRUE(rig.have(200));

@@ -37,6 +37,26 @@ TEST(SlackPolicyTest, ForgetsEverythingAtOnceWhenReset) {
   EXPECT_EQ(slack.target(), 2u);
 }
 
+constexpr std::uint64_t kSecond = 1'000'000'000;
+
+TEST(SlackPolicyTest, KnowsWhatWasInUseWithinTheLastSecond) {
+  SlackPolicy slack({1, 10});
+  const std::uint64_t start = 100 * kSecond;
+  slack.note_busy(50, start);
+  slack.note_busy(20, start + kSecond / 2);
+  EXPECT_EQ(slack.lately_busy(20, start + kSecond / 2), 30u);
+  EXPECT_EQ(slack.lately_busy(60, start + kSecond / 2), 0u);
+  EXPECT_EQ(slack.lately_busy(15, start + kSecond), 5u);
+  EXPECT_EQ(slack.lately_busy(15, start + 2 * kSecond), 0u);
+}
+
+TEST(SlackPolicyTest, ForgetsWhatWasInUseWhenReset) {
+  SlackPolicy slack({1, 10});
+  slack.note_busy(50, 100 * kSecond);
+  slack.reset();
+  EXPECT_EQ(slack.lately_busy(0, 100 * kSecond), 0u);
+}
+
 TEST(SlackPolicyTest, TakesTheLeastWhereTheMostIsBelowIt) {
   SlackPolicy slack({5, 2});
   slack.note_growth(50);

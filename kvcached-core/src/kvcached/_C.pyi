@@ -132,6 +132,9 @@ class Pager:
         leave nothing."""
     def stop(self) -> None:
         """Stop the thread and remove the row. Tensors over the regions stay valid."""
+    def reserve(self, bytes: int) -> None:
+        """What this process will want of the device beside its cache and does not hold now: no
+        cache on the device grows into it."""
     def launched(self, step: int, event: int = 0) -> None:
         """Step `step` is launched on this rank; `event` passes when the device is done with it."""
     @property
@@ -164,6 +167,7 @@ class RowDescription(TypedDict):
     blocks_per_extent: int
     num_extents: int
     pinned_extents: int
+    max_unit_extents: int
     granule_bytes: int
     extent_bytes: int
     block_bytes: int
@@ -179,6 +183,11 @@ class RowDescription(TypedDict):
     releases: int
     denials: int
     commit_ns: int
+    waits: int
+    waited_extents: int
+    exposed_extents: int
+    wait_ns: int
+    longest_wait_ns: int
     release_ns: int
     processed_step: int
     passed_step: int

@@ -120,7 +120,9 @@ class Settings(BaseSettings):
         default=1, description="Fewest free extents kept committed ahead of need."
     )
     max_reserved_pages: Count = Field(
-        default=10, description="Most free extents kept committed ahead of need."
+        default=10,
+        description="Most memory kept committed ahead of need, in what one driver call commits: an "
+        "extent on the host, up to 64 MiB on a GPU.",
     )
     page_size_mb: Count = Field(
         default=0,

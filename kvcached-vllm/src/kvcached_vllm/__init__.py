@@ -14,11 +14,11 @@ from multiprocessing import current_process
 
 __version__ = "0.1.0"
 
-#: The vLLM versions this package is tested with: from the first on, below the second.
-SUPPORTED_VLLM = ((0, 32), (0, 33))
+#: The vLLM versions this package is tested with: major and minor numbers.
+SUPPORTED_VLLM = ((0, 26), (0, 32))
 
 SCHEDULER = "kvcached_vllm.scheduler.ElasticScheduler"
-CPU_WORKER = "kvcached_vllm.worker.ElasticCPUWorker"
+CPU_WORKER = "kvcached_vllm.cpu_worker.ElasticCPUWorker"
 
 _PLATFORM = "kvcached_vllm.elastic_platform.ElasticPlatform"
 _TRUE = {"true", "1", "yes", "on", "t", "y"}
@@ -63,8 +63,7 @@ def required() -> bool:
 
 def supported_range() -> str:
     """The supported vLLM versions as people read them."""
-    (low_major, low_minor), (high_major, high_minor) = SUPPORTED_VLLM
-    return f"{low_major}.{low_minor}.0 up to, not including, {high_major}.{high_minor}.0"
+    return " and ".join(f"{major}.{minor}" for major, minor in SUPPORTED_VLLM)
 
 
 def installed_vllm() -> str:
@@ -81,7 +80,7 @@ def version_reason(version: str) -> str | None:
         number = (int(parts[0]), int(parts[1]))
     except (IndexError, ValueError):
         return f"vLLM {version} is installed; works with {supported_range()}"
-    if SUPPORTED_VLLM[0] <= number < SUPPORTED_VLLM[1]:
+    if number in SUPPORTED_VLLM:
         return None
     return f"vLLM {version} is installed; this version of kvcached works with {supported_range()}"
 

@@ -12,24 +12,24 @@ if TYPE_CHECKING:
 
 
 class RegionForZeros(TorchFunctionMode):  # type: ignore[misc]
-    """While active, a ``torch.zeros`` of exactly a region's size is given that region.
+    """While active, ``torch.zeros`` calls of exactly the expected sizes are given our memory.
 
     This is PyTorch's own way to see calls; nothing is replaced. The memory reads as zeros once
     it is committed, and faults before. Every other call passes through.
     """
 
     def __init__(
-        self, regions: dict[int, Callable[[], torch.Tensor]], device: torch.device
+        self, expected: list[tuple[int, Callable[[], torch.Tensor]]], device: torch.device
     ) -> None:
-        """`regions`: a function that makes the tensor, by the size in bytes asked for."""
+        """`expected`: the size in bytes of each call, in order, and what makes its tensor."""
         super().__init__()
-        self._regions = dict(regions)
+        self._expected = list(expected)
         self._device = device
 
     @property
     def unused(self) -> list[int]:
         """Sizes that were never asked for."""
-        return list(self._regions)
+        return [size for size, _ in self._expected]
 
     def __torch_function__(
         self,
@@ -40,8 +40,14 @@ class RegionForZeros(TorchFunctionMode):  # type: ignore[misc]
     ) -> Any:
         """PyTorch's hook; see TorchFunctionMode."""
         kwargs = kwargs or {}
-        if func is torch.zeros and len(args) == 1 and args[0] in self._regions:
+        if func is torch.zeros and len(args) == 1 and self._expected:
+            size, make = self._expected[0]
             device = torch.device(kwargs.get("device", "cpu"))
-            if kwargs.get("dtype") is torch.int8 and device.type == self._device.type:
-                return self._regions.pop(args[0])()
+            if (
+                args[0] == size
+                and kwargs.get("dtype") is torch.int8
+                and device.type == self._device.type
+            ):
+                del self._expected[0]
+                return make()
         return func(*args, **kwargs)

@@ -17,9 +17,11 @@ if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
 _WORKERS = {
-    "vllm.v1.worker.cpu_worker.CPUWorker": "kvcached_vllm.worker.ElasticCPUWorker",
-    "vllm.v1.worker.gpu_worker.Worker": "kvcached_vllm.worker.ElasticGPUWorker",
+    "vllm.v1.worker.cpu_worker.CPUWorker": "kvcached_vllm.cpu_worker.ElasticCPUWorker",
+    "vllm.v1.worker.gpu_worker.Worker": "kvcached_vllm.gpu_worker.ElasticGPUWorker",
 }
+# Workers that vLLM can put to sleep with our cache.
+_SLEEPERS = {"vllm.v1.worker.gpu_worker.Worker", _WORKERS["vllm.v1.worker.gpu_worker.Worker"]}
 _SCHEDULER = "kvcached_vllm.scheduler.ElasticScheduler"
 _ASYNC_SCHEDULER = "kvcached_vllm.scheduler.ElasticAsyncScheduler"
 _OURS = {_SCHEDULER, _ASYNC_SCHEDULER, *_WORKERS.values()}
@@ -72,9 +74,9 @@ def vanilla_reason(vllm_config: VllmConfig) -> str | None:
         return "a mixture of experts under data parallelism is not covered"
     if getattr(vllm_config, "diffusion_config", None) is not None:
         return "diffusion models are not covered"
-    if vllm_config.model_config.enable_sleep_mode:
+    if vllm_config.model_config.enable_sleep_mode and worker not in _SLEEPERS:
         return "sleep mode is not covered"
-    if parallel.enable_elastic_ep:
+    if getattr(parallel, "enable_elastic_ep", False):
         return "elastic expert parallelism is not covered"
     return None
 

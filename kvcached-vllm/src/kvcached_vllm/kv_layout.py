@@ -13,6 +13,7 @@ from vllm.v1.kv_cache_interface import (
 )
 
 from kvcached import _C
+from kvcached_vllm.kv_placement import Span, region_bytes, spans_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
 
 #: Kinds of KV cache whose every block is reached through a block table, and which are tested.
 _COVERED: tuple[type[KVCacheSpec], ...] = (FullAttentionSpec, SlidingWindowSpec)
-
-Span = tuple[int, int, int, int]
 
 
 def _single_specs(specs: Iterable[KVCacheSpec]) -> Iterable[KVCacheSpec]:
@@ -52,32 +51,9 @@ def config_reason(config: KVCacheConfig) -> str | None:
         return "KV caches that vLLM zeroes block by block are not covered"
     if not config.kv_cache_tensors:
         return "the model has no KV cache"
-    if any(tensor.host_resident for tensor in config.kv_cache_tensors):
+    if any(getattr(tensor, "host_resident", False) for tensor in config.kv_cache_tensors):
         return "KV caches in host memory are not covered"
     return None
-
-
-def _page_bytes(config: KVCacheConfig, layer: str) -> int:
-    for group in config.kv_cache_groups:
-        if layer in group.layer_names:
-            spec = group.kv_cache_spec
-            if isinstance(spec, UniformTypeKVCacheSpecs):
-                spec = spec.kv_cache_specs[layer]
-            return int(spec.page_size_bytes)
-    raise KeyError(layer)
-
-
-def spans_of(config: KVCacheConfig) -> list[Span]:
-    """(region, offset, stride, bytes) of every layer; layers that share bytes appear once.
-
-    vLLM 0.29 and later keep all layers in one backing buffer, region 0.
-    """
-    spans: dict[Span, None] = {}
-    for tensor in config.kv_cache_tensors:
-        for index, layer in enumerate(tensor.layers):
-            offset = tensor.offset + index * tensor.layer_stride
-            spans[0, offset, tensor.block_stride, _page_bytes(config, layer)] = None
-    return list(spans)
 
 
 def layout_of(spans: list[Span]) -> str:
@@ -103,7 +79,6 @@ def geometry_of(
     mappings is therefore taken for `total_layers`, the whole model's.
     """
     spans = spans_of(config)
-    region_bytes = [config.kv_cache_tensors[0].size]
     layers = max(total_layers, len(spans))
     whole = [spans[index % len(spans)] for index in range(layers)]
     if layout_of(spans) == "layer":
@@ -121,7 +96,7 @@ def geometry_of(
     blocks = _C.choose_blocks_per_extent(
         model, driver.granularity, min_part_bytes, driver.max_mappings
     )
-    return _C.Geometry(config.num_blocks, region_bytes, spans, blocks)
+    return _C.Geometry(config.num_blocks, [region_bytes(config)], spans, blocks)
 
 
 def aligned_bytes(specs: dict[str, KVCacheSpec], available: int, granule: int) -> int:

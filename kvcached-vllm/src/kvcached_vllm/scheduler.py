@@ -82,8 +82,12 @@ class _Elastic:
                 raise NotElastic(f"kvcached: KVCACHED_REQUIRED=true, but: {reason}")
             _log.warning("kvcached: vanilla: %s", reason)
             return None
-        pool = _C.Pool(paths, wanted.min_reserved_pages, wanted.max_reserved_pages)
         facts = _C.Row.attach(paths[0]).describe()
+        pool = _C.Pool(
+            paths,
+            wanted.min_reserved_pages,
+            wanted.max_reserved_pages * facts["max_unit_extents"],
+        )
         self._check_longest_request(facts)
         manager = self.kv_cache_manager
         limit_blocks = _limit_blocks(facts)

@@ -1,4 +1,4 @@
-"""vLLM's workers with their KV cache over reserved address space."""
+"""What every elastic vLLM worker does: its KV cache lies over reserved address space."""
 
 from __future__ import annotations
 
@@ -7,11 +7,7 @@ import functools
 import logging
 from typing import TYPE_CHECKING, Any
 
-import psutil
 import torch
-from vllm.utils.cpu_resource_utils import get_allowed_cpu_list, get_memory_node_info
-from vllm.v1.worker.cpu_worker import CPUWorker
-from vllm.v1.worker.gpu_worker import Worker
 
 from kvcached import _C, hooks, shm
 from kvcached.sizes import format_size
@@ -24,9 +20,9 @@ from kvcached_vllm.kv_layout import (
     geometry_of,
     layout_of,
     longest_request_blocks,
-    spans_of,
     uncovered_kind,
 )
+from kvcached_vllm.kv_placement import allocations_of, spans_of
 from kvcached_vllm.launches import LaunchMarks
 
 if TYPE_CHECKING:
@@ -39,7 +35,7 @@ _log = logging.getLogger("vllm.kvcached")
 _DLPACK_DEVICE = {"cpu": 1, "cuda": 2}
 
 
-class _Elastic:
+class ElasticWorker:
     """Mixed into a vLLM worker."""
 
     # What vLLM's Worker has.
@@ -87,7 +83,7 @@ class _Elastic:
     def determine_available_memory(self) -> int:
         """vLLM's budget for the KV cache, which is address space here and the limit of what is
         committed in it."""
-        available: int = super().determine_available_memory()  # type: ignore[misc]
+        available = self.available_memory()
         specs = self.get_kv_cache_spec()  # type: ignore[attr-defined]
         kind = uncovered_kind(specs.values())
         if self._reason is None and kind is not None:
@@ -96,6 +92,10 @@ class _Elastic:
             return available
         self._budget_bytes = available
         return aligned_bytes(specs, available, self._driver.granularity)
+
+    def available_memory(self) -> int:
+        """What vLLM would reserve for its cache, in bytes."""
+        return int(super().determine_available_memory())  # type: ignore[misc]
 
     def initialize_from_config(self, kv_cache_config: KVCacheConfig) -> None:
         """vLLM's allocation of the KV cache, over a region of ours."""
@@ -111,20 +111,26 @@ class _Elastic:
             self._row = _C.Row.vanilla(path, name, self._reason or "no driver", self.rank)
             super().initialize_from_config(kv_cache_config)  # type: ignore[misc]
             return
+        kv_cache_config = self._arranged(kv_cache_config)
         self._pager = self._start_pager(kv_cache_config, path, name)
         # vLLM ends its workers with a signal at times; shutdown() is not always called.
         atexit.register(self._pager.stop)
         self._marks = LaunchMarks(self._pager, self.device)
-        region = functools.partial(self._tensor, self._pager)
-        with RegionForZeros(
-            {kv_cache_config.kv_cache_tensors[0].size: region}, self.device
-        ) as mode:
+        region = self._region(self._pager)
+        slices = allocations_of(kv_cache_config)
+        expected = [(size, functools.partial(region.narrow, 0, at, size)) for at, size in slices]
+        with RegionForZeros(expected, self.device) as mode:
             super().initialize_from_config(kv_cache_config)  # type: ignore[misc]
         if mode.unused:
             raise NotElastic(
                 "kvcached: vLLM did not allocate its KV cache where it was expected "
                 f"({mode.unused} bytes); start with ENABLE_KVCACHED=false"
             )
+
+    def _arranged(self, config: KVCacheConfig) -> KVCacheConfig:
+        """This rank's configuration, with the layers of a block together where that is ours to
+        choose."""
+        return config
 
     def _start_pager(self, config: KVCacheConfig, path: str, name: str) -> _C.Pager:
         wanted = settings()
@@ -175,7 +181,7 @@ class _Elastic:
             longest_bytes=extents * geometry.extent_bytes(granule),
         )
 
-    def _tensor(self, pager: _C.Pager) -> torch.Tensor:
+    def _region(self, pager: _C.Pager) -> torch.Tensor:
         return torch.from_dlpack(
             pager.region(0, _DLPACK_DEVICE[self.device.type], self.device.index or 0)
         )
@@ -213,41 +219,3 @@ def _advice(error: str, wanted: Settings) -> str:
     if "limit" in error and wanted.limit:
         return "raise KVCACHED_LIMIT"
     return "free memory on the device; kvctl list shows who holds it"
-
-
-class ElasticCPUWorker(_Elastic, CPUWorker):  # type: ignore[misc]
-    """vLLM's CPU worker, elastic.
-
-    A cache that takes memory by demand does not need all of it free at start: where neighbours
-    hold some, the worker asks for what is left instead of refusing to start.
-    """
-
-    # What vLLM's CPUWorker has.
-    requested_cpu_memory: int
-
-    #: Left to neighbours that start or grow between our look and vLLM's check.
-    _HEADROOM = 0.1
-
-    def __init__(self, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
-        cache = vllm_config.cache_config
-        if cache.kv_cache_memory_bytes is None:
-            node = _memory_of_this_node()
-            share = (1 - self._HEADROOM) * node.available_memory / node.total_memory
-            cache.gpu_memory_utilization = min(cache.gpu_memory_utilization, share)
-        super().__init__(vllm_config, *args, **kwargs)
-
-    def determine_available_memory(self) -> int:
-        """vLLM's budget, at most what is free now."""
-        held = psutil.Process().memory_info().rss
-        free = int((1 - self._HEADROOM) * _memory_of_this_node().available_memory)
-        self.requested_cpu_memory = min(self.requested_cpu_memory, held + free)
-        return super().determine_available_memory()
-
-
-def _memory_of_this_node() -> Any:
-    # As vLLM's CPU worker looks at it.
-    return get_memory_node_info(get_allowed_cpu_list()[0].numa_node)
-
-
-class ElasticGPUWorker(_Elastic, Worker):  # type: ignore[misc]
-    """vLLM's GPU worker, elastic."""

@@ -137,6 +137,8 @@ class Lease {
   /// Brackets creating and destroying memory.
   void begin_move() noexcept;
   void end_move(std::uint64_t backed_bytes) noexcept;
+  /// Tells what the owner will want of the device beside this account, and does not hold now.
+  void reserve(std::uint64_t bytes) noexcept;
   /// Says that the owner lives and looks after its lease.
   void seen() noexcept;
 

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "kvcached/policy.hpp"
+#include "kvcached/recent_peak.hpp"
 
 namespace kvcached {
 
@@ -66,17 +67,6 @@ struct LeaseFacts {
   std::uint64_t joined_ns = 0;
   std::uint64_t virtual_bytes = 0;
   std::uint64_t extent_bytes = 0;
-};
-
-/// A recent peak, readable by anybody at any time: each bucket is {granules:32, period:32} of a
-/// quarter of a second, so that a peak is forgotten a second after it passed.
-struct RecentPeak {
-  static constexpr std::uint64_t kPeriodNs = 250'000'000;
-  static constexpr std::size_t kBuckets = 4;
-  std::array<std::atomic<std::uint64_t>, kBuckets> buckets{};
-
-  void note(std::uint64_t granules, std::uint64_t now_ns) noexcept;
-  [[nodiscard]] std::uint64_t peak(std::uint64_t now_ns) const noexcept;
 };
 
 /// One lease in shared memory. Memory in granules unless a name says bytes.
@@ -261,8 +251,5 @@ class LedgerTable {
   LedgerHeader* header_;
   LeaseSlot* slots_;
 };
-
-/// Nanoseconds of the clock that all processes of a machine share and that never goes back.
-[[nodiscard]] std::uint64_t monotonic_ns() noexcept;
 
 }  // namespace kvcached

@@ -69,6 +69,13 @@ struct RowHeader {
   std::atomic<std::uint32_t> cached_blocks{0};
   std::atomic<std::uint32_t> free_blocks{0};
   std::atomic<std::uint32_t> slack_extents{0};
+  /// Steps that slept for memory, for how many extents, and for how long: all of them, and those
+  /// extents for which no other step was with the device meanwhile.
+  std::atomic<std::uint64_t> waits{0};
+  std::atomic<std::uint64_t> waited_extents{0};
+  std::atomic<std::uint64_t> exposed_extents{0};
+  std::atomic<std::uint64_t> wait_ns{0};
+  std::atomic<std::uint64_t> longest_wait_ns{0};  // of one step
 
   // Written by the pager.
   alignas(64) std::atomic<std::uint32_t> answers{0};  // futex: an extent changed its state

@@ -72,6 +72,12 @@ class Pager {
   /// device is done with it. Called by the worker's thread once a step.
   void launched(std::uint64_t step, Event event);
 
+  /// Tells the ledger what this process will want of the device beside its cache and does not hold
+  /// now, in bytes: no cache grows into it. Any thread.
+  void reserve(std::uint64_t bytes) noexcept {
+    if (lease_ != nullptr) lease_->reserve(bytes);
+  }
+
   /// The last step whose event was seen to have passed.
   [[nodiscard]] std::uint64_t passed_step() const noexcept {
     return row_ == nullptr ? 0 : row_->header().passed_step.load(std::memory_order_acquire);

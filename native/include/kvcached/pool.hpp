@@ -143,6 +143,9 @@ class Pool {
   void adopt(Row::Request unit);
   void withdraw(Row::Request unit);
   void grow(std::uint32_t extents);
+  [[nodiscard]] std::uint32_t left_over(std::uint32_t busy) const noexcept;
+  bool sleep_for(std::uint32_t blocks, Clock::time_point deadline);
+  void note_wait(std::uint32_t extents, Clock::time_point since) noexcept;
   [[nodiscard]] std::uint32_t growable_extents() const;
   [[nodiscard]] std::uint32_t extents_for(std::uint32_t blocks) const noexcept;
   void tell(std::uint32_t blocks);
@@ -176,8 +179,10 @@ class Pool {
   std::uint32_t given_ = 0;  // extents released under pressure, not reported yet
 
   std::uint32_t expected_blocks_ = 0;
-  std::uint32_t foreseen_ = 0;  // extents, the most that was expected since the last balance()
+  std::uint32_t foreseen_ = 0;  // extents that were expected when the last step ended
   std::uint64_t step_ = 0;
+  std::uint64_t processed_ = 0;
+  std::uint64_t step_wait_ns_ = 0;  // of the current step
   std::uint64_t limit_bytes_ = 0;
   bool denied_ = false;
   std::uint32_t denied_epoch_ = 0;

@@ -184,6 +184,11 @@ void Lease::end_move(std::uint64_t backed_bytes) noexcept {
   slot.moving.fetch_add(1, std::memory_order_acq_rel);
 }
 
+void Lease::reserve(std::uint64_t bytes) noexcept {
+  const std::uint64_t granules = (bytes + granule_bytes_ - 1) / granule_bytes_;
+  ledger_->table().slot(slot_).reserve.store(granules, std::memory_order_release);
+}
+
 void Lease::seen() noexcept {
   ledger_->table().slot(slot_).seen_ns.store(monotonic_ns(), std::memory_order_relaxed);
 }

@@ -1,7 +1,7 @@
+#include "kvcached/recent_peak.hpp"
+
 #include <algorithm>
 #include <ctime>
-
-#include "kvcached/ledger_table.hpp"
 
 namespace kvcached {
 
@@ -11,13 +11,17 @@ constexpr std::uint64_t kLow32 = 0xffffffffU;
 
 }  // namespace
 
-void RecentPeak::note(std::uint64_t granules, std::uint64_t now_ns) noexcept {
+void RecentPeak::note(std::uint64_t amount, std::uint64_t now_ns) noexcept {
   const std::uint64_t period = (now_ns / kPeriodNs) & kLow32;
   auto& bucket = buckets[period % kBuckets];
   const std::uint64_t seen = bucket.load(std::memory_order_relaxed);
-  const std::uint64_t peak = (seen & kLow32) == period ? std::max(seen >> 32, granules) : granules;
+  const std::uint64_t peak = (seen & kLow32) == period ? std::max(seen >> 32, amount) : amount;
   const std::uint64_t bits = (peak << 32) | period;
   if (bits != seen) bucket.store(bits, std::memory_order_relaxed);
+}
+
+void RecentPeak::clear() noexcept {
+  for (auto& bucket : buckets) bucket.store(0, std::memory_order_relaxed);
 }
 
 std::uint64_t RecentPeak::peak(std::uint64_t now_ns) const noexcept {

@@ -16,7 +16,7 @@ namespace kvcached {
 namespace {
 
 constexpr std::uint64_t kMagic = 0x776f7264'63766b00;  // "\0kvcdrow", little-endian
-constexpr std::uint64_t kFormat = 2;
+constexpr std::uint64_t kFormat = 3;
 
 static_assert(std::atomic<std::uint64_t>::is_always_lock_free);
 static_assert(sizeof(std::atomic<ExtentState>) == 1);

@@ -190,6 +190,38 @@ bool Pool::ensure(std::uint32_t blocks, Clock::time_point deadline) {
   if (free_.count() >= blocks) return true;
   poll();
   ask(blocks);
+  if (free_.count() < blocks) {
+    const std::uint32_t per_extent = extents_.blocks_per_extent();
+    const std::uint32_t missing = (blocks - free_.count() + per_extent - 1) / per_extent;
+    const Clock::time_point since = Clock::now();
+    const bool there = sleep_for(blocks, deadline);
+    note_wait(missing, since);
+    if (!there) return false;
+  }
+  // They are about to be taken, and count as live then.
+  asked_blocks_ = 0;
+  return true;
+}
+
+void Pool::note_wait(std::uint32_t extents, Clock::time_point since) noexcept {
+  const auto slept = static_cast<std::uint64_t>(
+      std::chrono::duration_cast<std::chrono::nanoseconds>(Clock::now() - since).count());
+  RowHeader& header = extents_.row(0).header();
+  // One thread writes these, and anybody may read them.
+  const auto add = [](std::atomic<std::uint64_t>& counter, std::uint64_t more) {
+    counter.store(counter.load(std::memory_order_relaxed) + more, std::memory_order_relaxed);
+  };
+  if (step_wait_ns_ == 0) add(header.waits, 1);
+  add(header.waited_extents, extents);
+  if (step_ <= processed_ + 1) add(header.exposed_extents, extents);
+  add(header.wait_ns, slept);
+  step_wait_ns_ += slept;
+  if (step_wait_ns_ > header.longest_wait_ns.load(std::memory_order_relaxed)) {
+    header.longest_wait_ns.store(step_wait_ns_, std::memory_order_relaxed);
+  }
+}
+
+bool Pool::sleep_for(std::uint32_t blocks, Clock::time_point deadline) {
   // Memory on its way out may be what a limit leaves no room for. Its fence may need this very
   // step to end, so there is no long wait for it.
   const Clock::time_point releases_by = std::min(deadline, Clock::now() + kReleasePatience);
@@ -215,17 +247,13 @@ bool Pool::ensure(std::uint32_t blocks, Clock::time_point deadline) {
     }
     poll();
   }
-  if (free_.count() < blocks) return false;
-  // They are about to be taken, and count as live then.
-  asked_blocks_ = 0;
-  return true;
+  return free_.count() >= blocks;
 }
 
 void Pool::expect(std::uint32_t blocks) {
   expected_blocks_ = blocks;
   tell(blocks);
   const std::uint32_t per_extent = extents_.blocks_per_extent();
-  foreseen_ = std::max(foreseen_, (blocks + per_extent - 1) / per_extent);
   const std::uint32_t ahead = free_.count() + extents_.wanted_blocks();
   if (blocks > ahead && !denied_) grow((blocks - ahead + per_extent - 1) / per_extent);
 }
@@ -246,6 +274,7 @@ void Pool::wait(Clock::time_point deadline) {
 
 void Pool::begin_step(std::uint64_t step) {
   step_ = step;
+  step_wait_ns_ = 0;
   asked_blocks_ = 0;
   if (denied_ &&
       (capacity_epoch() != denied_epoch_ || Clock::now() - last_denial_ > kRetryDenied)) {
@@ -254,6 +283,7 @@ void Pool::begin_step(std::uint64_t step) {
 }
 
 void Pool::processed(std::uint64_t step) noexcept {
+  processed_ = step;
   for (std::size_t rank = 0; rank < extents_.ranks(); ++rank) {
     extents_.row(rank).header().processed_step.store(step, std::memory_order_release);
   }
@@ -263,10 +293,12 @@ void Pool::balance(bool idle) {
   poll();
   answer_pressure();
   const std::uint32_t busy = extents_.usable() - extents_.empty();
-  // The slack is for what expect() was not told of.
+  // The slack is for what expect() was not told of a step ahead.
   const std::uint32_t foreseen = busy_at_balance_ + foreseen_;
   slack_.note_growth(busy > foreseen ? busy - foreseen : 0);
   busy_at_balance_ = busy;
+  const std::uint64_t now = monotonic_ns();
+  slack_.note_busy(busy, now);
   if (idle) {
     slack_.reset();
     expected_blocks_ = asked_blocks_ = demanded_blocks_ = 0;
@@ -275,13 +307,14 @@ void Pool::balance(bool idle) {
   const std::uint32_t expected = (expected_blocks_ + per_extent - 1) / per_extent;
   foreseen_ = expected;
   std::uint32_t target = std::max(slack_.target(), expected);
-  // Nothing ahead of need while somebody waits for it.
-  if (pressure_.soft + pressure_.hard != 0) target = 0;
+  std::uint32_t keep = std::max(target, std::min(slack_.lately_busy(busy, now), left_over(busy)));
+  // Nothing ahead of need, and nothing left over, while somebody waits for it.
+  if (pressure_.soft + pressure_.hard != 0) target = keep = 0;
   const std::uint32_t ahead = extents_.empty() + extents_.wanted();
   if (ahead < target && !denied_) {
     grow(target - ahead);
-  } else if (extents_.empty() > target) {
-    std::uint32_t excess = extents_.empty() - target;
+  } else if (extents_.empty() > keep) {
+    std::uint32_t excess = extents_.empty() - keep;
     // A busy engine's need goes up and down from step to step; a quarter of the excess a step
     // follows a fall quickly and a ripple hardly.
     const std::uint32_t owed = std::min(excess, pressure_.soft + pressure_.hard);
@@ -301,6 +334,14 @@ void Pool::balance(bool idle) {
   }
   publish();
   report();
+}
+
+// Empty extents that may stay because they were in use a moment ago: so many that all there is
+// stays below 1.15 times what holds something. Half-empty extents count against it.
+std::uint32_t Pool::left_over(std::uint32_t busy) const noexcept {
+  const std::uint64_t filled = num_used() + num_cached();
+  const std::uint64_t most = filled * 23 / 20 / extents_.blocks_per_extent();
+  return most > busy ? static_cast<std::uint32_t>(most) - busy : 0;
 }
 
 void Pool::set_limit(std::uint64_t bytes) noexcept {

@@ -1,0 +1,173 @@
+"""vLLM's GPU worker, elastic."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+from vllm.config import get_layers_from_vllm_config
+from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
+from vllm.v1.worker.gpu_worker import Worker
+from vllm.v1.worker.utils import select_common_block_size
+
+from kvcached_vllm import say_once
+from kvcached_vllm.attach import settings
+from kvcached_vllm.kv_placement import can_pack, packed, spec_of
+from kvcached_vllm.warm_up import in_the_null_block
+from kvcached_vllm.worker import ElasticWorker
+from kvcached_vllm.working_memory import WorkingMemory
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from vllm.v1.core.sched.output import SchedulerOutput
+    from vllm.v1.kv_cache_interface import KVCacheConfig
+
+_log = logging.getLogger("vllm.kvcached")
+
+#: GPUs whose memory is HBM, by compute capability: Ampere's, Hopper's and Blackwell's server chips.
+#: On an H200 attention over a block-major cache takes 1% longer, and growth 30 times less; on a chip
+#: with less bandwidth (a GB10) a third longer was published. See docs/benchmarks.md.
+_WIDE_MEMORY = {(8, 0), (9, 0), (10, 0), (10, 3)}
+#: Of the device's memory, so little that vLLM's look at what is free never fails.
+_HARDLY_ANY = 0.001
+
+
+class ElasticGPUWorker(ElasticWorker, Worker):  # type: ignore[misc]
+    """vLLM's GPU worker, elastic."""
+
+    # What vLLM's Worker has.
+    cache_config: Any
+    model_runner: Any
+    init_snapshot: Any
+    requested_memory: int
+
+    _warming_up = False
+    _peak_bytes = 0
+    _working: WorkingMemory | None = None
+
+    def init_device(self) -> None:
+        """vLLM's init_device(), without its demand that the whole budget be free.
+
+        It would refuse to start beside a neighbour that holds memory, which gives it back when it
+        is asked.
+        """
+        wanted = self.cache_config.gpu_memory_utilization
+        self.cache_config.gpu_memory_utilization = min(wanted, _HARDLY_ANY)
+        try:
+            super().init_device()
+        finally:
+            self.cache_config.gpu_memory_utilization = wanted
+        self.requested_memory = math.ceil(self.init_snapshot.total_memory * wanted)
+
+    def available_memory(self) -> int:
+        """What vLLM would reserve for its cache, in bytes: its share of the device, less the
+        weights and the peak of a step.
+
+        vLLM takes whatever happens to the device's free memory meanwhile for its own use; that of
+        a device with elastic neighbours says nothing, so only this process is asked.
+        """
+        cache = self.cache_config
+        before = torch.cuda.memory_allocated(self.device)
+        torch.cuda.reset_peak_memory_stats(self.device)
+        if cache.kv_cache_memory_bytes:
+            available = super().available_memory()
+            self._peak_bytes = torch.cuda.max_memory_allocated(self.device) - before
+            return available
+        whole = int(self.init_snapshot.total_memory)
+        # A size that is given keeps vLLM's profiling step and skips its look at the device.
+        cache.kv_cache_memory_bytes = whole
+        try:
+            carved_out = whole - super().available_memory()
+        finally:
+            cache.kv_cache_memory_bytes = None
+        self._peak_bytes = torch.cuda.max_memory_allocated(self.device) - before
+        weights = int(self.model_runner.model_memory_usage)
+        available = int(self.requested_memory) - weights - self._peak_bytes - carved_out
+        _log.info(
+            "kvcached: %.1f GiB of the device's %.1f GiB are this engine's share, %.1f GiB of them "
+            "for weights and %.1f GiB for the peak of a step",
+            self.requested_memory / 2**30,
+            whole / 2**30,
+            weights / 2**30,
+            self._peak_bytes / 2**30,
+        )
+        return available
+
+    def _arranged(self, config: KVCacheConfig) -> KVCacheConfig:
+        wanted = settings().layout
+        if wanted == "layer" or not can_pack(config) or not self._kernels_take_whole_blocks(config):
+            if wanted == "block":
+                say_once("kvcached: KVCACHED_LAYOUT=block is not possible with this attention")
+            return config
+        if wanted == "auto" and torch.cuda.get_device_capability(self.device) not in _WIDE_MEMORY:
+            return config
+        return packed(config)
+
+    def _kernels_take_whole_blocks(self, config: KVCacheConfig) -> bool:
+        layers = get_layers_from_vllm_config(self.vllm_config, AttentionLayerBase)
+        for group in config.kv_cache_groups:
+            names = [name for name in group.layer_names if name in layers]
+            backends = [layers[name].get_attn_backend() for name in names]
+            size = group.kv_cache_spec.block_size
+            if not backends or select_common_block_size(size, backends) != size:
+                return False
+            if any(spec_of(config, name).kv_quant_mode.is_per_token_head for name in names):
+                return False  # their scales lie behind the pages, in the same allocation
+        return True
+
+    def compile_or_warm_up_model(self) -> Any:
+        """vLLM's warm-up, in the block that is always there."""
+        self._warming_up = self._pager is not None
+        try:
+            result = super().compile_or_warm_up_model()
+        finally:
+            self._warming_up = False
+        if self._pager is not None:
+            self._working = WorkingMemory(self._pager, self.device, self._peak_bytes)
+        return result
+
+    def execute_model(self, scheduler_output: SchedulerOutput) -> Any:
+        """vLLM's execute_model(), once the device has room for what the step works with."""
+        if self._warming_up:
+            in_the_null_block(scheduler_output)
+        elif self._working is not None:
+            self._working.hold()
+        return super().execute_model(scheduler_output)
+
+    def sleep(self, level: int = 1) -> None:
+        """vLLM's sleep(). The cache needs none of it: the scheduler has emptied it before."""
+        if self._working is not None:
+            self._working.release()
+        super().sleep(level)
+
+    def wake_up(self, tags: list[str] | None = None) -> None:
+        """vLLM's wake_up(), without zeroing the whole cache.
+
+        vLLM zeroes an fp8 cache because its memory is new. Ours is zeroed when it is committed,
+        and what is not committed cannot be touched.
+        """
+        with self._cache_out_of_sight():
+            super().wake_up(tags)
+
+    @contextlib.contextmanager
+    def _cache_out_of_sight(self) -> Iterator[None]:
+        caches = getattr(self.model_runner, "kv_caches", None)
+        if self._pager is None or not isinstance(caches, list):
+            yield
+            return
+        kept = list(caches)
+        caches.clear()
+        try:
+            yield
+        finally:
+            caches.extend(kept)
+
+    def shutdown(self) -> None:
+        """vLLM's shutdown(); also ends the thread that gives working memory back."""
+        if self._working is not None:
+            self._working.stop()
+        super().shutdown()

@@ -1,0 +1,123 @@
+"""Where each layer's pages lie in vLLM's KV cache: what its KVCacheTensor says, by version.
+
+vLLM 0.29 and later describe one backing buffer in which every layer has an offset and strides.
+Before, each tensor is an allocation of its own, shared by one layer of every group; or, packed,
+all are one allocation in which a block's pages lie together. Here all of them are spans of one
+region, and the allocations are slices of it.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING
+
+from vllm.v1.kv_cache_interface import KVCacheTensor, UniformTypeKVCacheSpecs
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from vllm.v1.kv_cache_interface import KVCacheConfig, KVCacheSpec
+
+#: (region, offset, stride, bytes): a layer's page of block b lies at offset + b * stride.
+Span = tuple[int, int, int, int]
+#: (offset, bytes) of one allocation within the region.
+Slice = tuple[int, int]
+
+#: Whether a tensor lists its layers with a stride between them (vLLM 0.29 and later).
+ONE_BUFFER = "layers" in KVCacheTensor.__dataclass_fields__
+
+
+def spec_of(config: KVCacheConfig, layer: str) -> KVCacheSpec:
+    """A layer's own specification. Raises KeyError for a layer of no group."""
+    for group in config.kv_cache_groups:
+        if layer in group.layer_names:
+            spec = group.kv_cache_spec
+            if isinstance(spec, UniformTypeKVCacheSpecs):
+                spec = spec.kv_cache_specs[layer]
+            return spec
+    raise KeyError(layer)
+
+
+def spans_of(config: KVCacheConfig) -> list[Span]:
+    """The spans of all layers in region 0; layers that share bytes appear once."""
+    return list(dict.fromkeys(_spans(config)))
+
+
+def _spans(config: KVCacheConfig) -> Iterable[Span]:
+    if ONE_BUFFER:
+        for tensor in config.kv_cache_tensors:
+            for index, layer in enumerate(tensor.layers):
+                offset = tensor.offset + index * tensor.layer_stride
+                yield 0, offset, tensor.block_stride, spec_of(config, layer).page_size_bytes
+        return
+    begin = 0
+    for tensor in config.kv_cache_tensors:
+        for layer in tensor.shared_by:
+            page = spec_of(config, layer).page_size_bytes
+            if tensor.block_stride:
+                yield 0, tensor.offset, tensor.block_stride, page
+            else:
+                yield 0, begin, page, page
+        begin += tensor.size
+
+
+def allocations_of(config: KVCacheConfig) -> list[Slice]:
+    """What vLLM will allocate for this configuration, in its order, as slices of the region."""
+    tensors = config.kv_cache_tensors
+    if ONE_BUFFER or _packed(config):
+        return [(0, tensors[0].size)]
+    slices = []
+    begin = 0
+    for tensor in tensors:
+        slices.append((begin, tensor.size))
+        begin += tensor.size
+    return slices
+
+
+def region_bytes(config: KVCacheConfig) -> int:
+    """The size of the region behind all allocations."""
+    offset, size = allocations_of(config)[-1]
+    return offset + size
+
+
+def _packed(config: KVCacheConfig) -> bool:
+    return not ONE_BUFFER and any(tensor.block_stride for tensor in config.kv_cache_tensors)
+
+
+def can_pack(config: KVCacheConfig) -> bool:
+    """Whether the layers of a block may be laid together where vLLM has them apart.
+
+    Before vLLM 0.29, whose workers offer the layouts instead. Every layer must find its pages by
+    the stride between blocks (FlashAttention, Triton and FlashInfer do), and vLLM must not zero
+    blocks itself: it takes the stride for the page's size (0.26 v1/worker/utils.py,
+    KVBlockZeroer).
+    """
+    if ONE_BUFFER or _packed(config) or config.needs_kv_cache_zeroing:
+        return False
+    specs = [
+        spec_of(config, layer) for tensor in config.kv_cache_tensors for layer in tensor.shared_by
+    ]
+    return all(
+        getattr(spec, "indexes_kv_by_block_stride", False)
+        and getattr(spec, "page_size_padded", None) is None
+        and spec.storage_block_size == spec.block_size
+        for spec in specs
+    )
+
+
+def packed(config: KVCacheConfig) -> KVCacheConfig:
+    """A copy of a configuration in which all pages of a block lie together."""
+    made = copy.copy(config)
+    pages = [tensor.size // config.num_blocks for tensor in config.kv_cache_tensors]
+    stride = sum(pages)
+    offsets = [sum(pages[:index]) for index in range(len(pages))]
+    made.kv_cache_tensors = [
+        KVCacheTensor(
+            size=stride * config.num_blocks,
+            shared_by=tensor.shared_by,
+            offset=offset,
+            block_stride=stride,
+        )
+        for tensor, offset in zip(config.kv_cache_tensors, offsets, strict=True)
+    ]
+    return made

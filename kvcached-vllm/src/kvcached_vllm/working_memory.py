@@ -1,0 +1,118 @@
+"""Room on the device for what a step works with, beside weights and cache.
+
+An engine's activations come from PyTorch's allocator, which keeps what it has taken and takes it
+when a step first needs it: in the middle of the step, where a device that a neighbour has filled
+means the end of the engine. Here it is taken before the step, all of it, and a step waits until it
+is there. An idle engine gives it back.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from kvcached import _C
+
+_log = logging.getLogger("vllm.kvcached")
+
+#: How long an engine launches nothing before it counts as idle, in seconds. With the cache's own
+#: grace (memory_thread.GRACE) well within the second after which an idle engine holds nothing.
+IDLE_AFTER = 0.5
+#: Above the peak that was seen, for what does not fit into the pieces that are free.
+_MARGIN = 1.1
+#: Between two tries while the device has no room, in seconds.
+_RETRY = 0.01
+#: Between two lines about it, in seconds.
+_SAY_AGAIN = 10.0
+#: After this, the step is tried all the same, and fails as it would without kvcached; in seconds.
+_PATIENCE = 120.0
+
+
+class WorkingMemory:
+    """One worker's working memory: held while it works, given back when it is idle.
+
+    hold() and release() are for the worker's thread; a thread of its own gives back.
+    """
+
+    def __init__(self, pager: _C.Pager, device: torch.device, peak_bytes: int) -> None:
+        """`peak_bytes`: the most that a step was seen to take."""
+        self._pager = pager
+        self._device = device
+        self._bytes = int(peak_bytes * _MARGIN)
+        self._lock = threading.Lock()
+        self._held = False
+        self._last_step = time.monotonic()
+        self._wake = threading.Event()
+        self._stopping = False
+        self._give_back()
+        self._thread = threading.Thread(target=self._run, name="kvcached-idle", daemon=True)
+        self._thread.start()
+
+    def hold(self) -> None:
+        """Called before each step; returns once the device has room for it."""
+        self._last_step = time.monotonic()
+        if self._held:
+            return
+        with self._lock:
+            self._take()
+            self._held = True
+        self._wake.set()
+
+    def release(self) -> None:
+        """Gives back what PyTorch's allocator holds and nobody uses."""
+        with self._lock:
+            self._give_back()
+
+    def stop(self) -> None:
+        """Ends the thread."""
+        self._stopping = True
+        self._wake.set()
+        self._thread.join()
+
+    def _take(self) -> None:
+        began = said = time.monotonic()
+        while True:
+            try:
+                # Freed at once: PyTorch's allocator keeps it for the step.
+                torch.empty(self._bytes, dtype=torch.uint8, device=self._device)
+            except torch.cuda.OutOfMemoryError:
+                now = time.monotonic()
+                if now - began > _PATIENCE:
+                    _log.error(
+                        "kvcached: the device had no %d MiB for a step in %d s",
+                        self._bytes >> 20,
+                        _PATIENCE,
+                    )
+                    return
+                if now - said > _SAY_AGAIN:
+                    said = now
+                    _log.warning(
+                        "kvcached: a step waits for %d MiB beside the cache; the device is full",
+                        self._bytes >> 20,
+                    )
+                time.sleep(_RETRY)
+            else:
+                break
+        self._pager.reserve(0)
+
+    def _give_back(self) -> None:
+        # First, so that no cache grows into it.
+        self._pager.reserve(self._bytes)
+        torch.cuda.empty_cache()
+        self._held = False
+
+    def _run(self) -> None:
+        torch.cuda.set_device(self._device)
+        while not self._stopping:
+            self._wake.wait()
+            self._wake.clear()
+            while self._held and not self._stopping:
+                time.sleep(IDLE_AFTER / 4)
+                with self._lock:
+                    if time.monotonic() - self._last_step >= IDLE_AFTER:
+                        self._give_back()
