@@ -117,12 +117,12 @@ class Settings(BaseSettings):
         "none.",
     )
     min_reserved_pages: Count = Field(
-        default=1, description="Fewest free extents kept committed ahead of need."
+        default=1,
+        description="Least memory kept committed ahead of need, in pages: what one driver call "
+        "commits, which is an extent on the host and up to 64 MiB on a GPU.",
     )
     max_reserved_pages: Count = Field(
-        default=10,
-        description="Most memory kept committed ahead of need, in what one driver call commits: an "
-        "extent on the host, up to 64 MiB on a GPU.",
+        default=10, description="Most memory kept committed ahead of need, in the same pages."
     )
     page_size_mb: Count = Field(
         default=0,

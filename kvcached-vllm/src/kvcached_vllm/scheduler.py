@@ -83,11 +83,8 @@ class _Elastic:
             _log.warning("kvcached: vanilla: %s", reason)
             return None
         facts = _C.Row.attach(paths[0]).describe()
-        pool = _C.Pool(
-            paths,
-            wanted.min_reserved_pages,
-            wanted.max_reserved_pages * facts["max_unit_extents"],
-        )
+        page = facts["max_unit_extents"]  # what one driver call commits
+        pool = _C.Pool(paths, wanted.min_reserved_pages * page, wanted.max_reserved_pages * page)
         self._check_longest_request(facts)
         manager = self.kv_cache_manager
         limit_blocks = _limit_blocks(facts)

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from vllm.v1.request import Request
 
 #: Longest wait of a whole scheduling step for memory on behalf of requests that only wait, in
-#: seconds: they lose nothing by waiting one step more.
-STEP_BUDGET = 0.005
+#: seconds: they lose nothing by waiting one step more, and those that run lose the wait.
+STEP_BUDGET = 0.0015
 #: Longest wait for a request that runs, in seconds. The pager answers every request within one
 #: driver call; giving up before its answer would preempt, which costs a whole prefill.
 RUNNING_BUDGET = 1.0

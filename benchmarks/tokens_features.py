@@ -1,0 +1,65 @@
+"""The ways of running vLLM that benchmarks.tokens compares."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+_EAGER: dict[str, Any] = {"enforce_eager": True}
+#: Without torch.compile, which takes a minute an engine; CUDA graphs where every step decodes.
+_GRAPHS: dict[str, Any] = {"compilation_config": {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}}
+_ALONE = {"VLLM_BATCH_INVARIANT": "1"}
+_V1 = {"VLLM_USE_V2_MODEL_RUNNER": "0"}
+
+
+@dataclass(frozen=True)
+class Feature:
+    """One of them. `elastic` is set for the elastic engine alone."""
+
+    engine: dict[str, Any] = field(default_factory=dict)
+    variables: dict[str, str] = field(default_factory=dict)
+    elastic: dict[str, str] = field(default_factory=dict)
+    #: Levels of sleep, each followed by a wake-up, between two halves of the requests.
+    sleep: tuple[int, ...] = ()
+
+    @property
+    def vanilla_key(self) -> str:
+        """The same for features whose vanilla engine is the same."""
+        return json.dumps([self.engine, self.variables, self.sleep], sort_keys=True)
+
+
+FEATURES: dict[str, Feature] = {
+    # What vLLM does on this machine by itself.
+    "default": Feature(),
+    "eager": Feature(_EAGER),
+    "eager, small budget": Feature(_EAGER, elastic={"KVCACHED_LIMIT": "24MiB"}),
+    "eager, prefixes kept": Feature(_EAGER, elastic={"KVCACHED_MAX_CACHED_TOKENS": "-1"}),
+    # On a GPU. Model runner V2 and asynchronous scheduling are vLLM's defaults.
+    "graphs": Feature(_GRAPHS),
+    "layers apart": Feature(_GRAPHS, elastic={"KVCACHED_LAYOUT": "layer"}),
+    # Preemption changes who shares a batch, and bfloat16 answers with it.
+    "small budget": Feature(_GRAPHS, _ALONE, {"KVCACHED_LIMIT": "1GiB"}),
+    "runner V1": Feature(_GRAPHS, _V1),
+    "runner V1, layers apart": Feature(_GRAPHS, _V1, {"KVCACHED_LAYOUT": "layer"}),
+    "synchronous": Feature({**_GRAPHS, "async_scheduling": False}),
+    "compiled, piecewise graphs": Feature({"compilation_config": {"cudagraph_mode": "PIECEWISE"}}),
+    "chunks of 256": Feature({**_GRAPHS, "max_num_batched_tokens": 256, "max_num_seqs": 64}),
+    "Triton": Feature({**_GRAPHS, "attention_backend": "TRITON_ATTN"}),
+    "FlashInfer": Feature({**_GRAPHS, "attention_backend": "FLASHINFER"}),
+    "ngram": Feature(
+        {
+            **_GRAPHS,
+            "speculative_config": {
+                "method": "ngram",
+                "num_speculative_tokens": 3,
+                "prompt_lookup_max": 3,
+            },
+        }
+    ),
+    "fp8": Feature({**_GRAPHS, "kv_cache_dtype": "fp8"}),
+    "fp8, runner V1, sleep 1": Feature(
+        {**_GRAPHS, "kv_cache_dtype": "fp8", "enable_sleep_mode": True}, _V1, sleep=(1,)
+    ),
+    "sleep 1 and 2": Feature({**_GRAPHS, "enable_sleep_mode": True}, sleep=(1, 2)),
+}
