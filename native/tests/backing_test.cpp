@@ -24,10 +24,10 @@ constexpr auto kForever = HandleCache::Clock::time_point::max();
 class Rig {
  public:
   explicit Rig(const Geometry& geometry, SimDriver::Options options = {.granularity = kGranule},
-               std::uint8_t fill = 0)
-      : driver(options), fill(fill) {
+               std::uint8_t fill_byte = 0)
+      : driver(options), fill(fill_byte) {
     EXPECT_EQ(driver.probe(), Status::ok);
-    backing = std::make_unique<Backing>(driver, geometry, fill);
+    backing = std::make_unique<Backing>(driver, geometry, fill_byte);
     EXPECT_EQ(backing->reserve(), Status::ok);
   }
   ~Rig() {
@@ -326,7 +326,7 @@ std::uint64_t calls_of_commit(const Scene& scene, std::uint8_t fill) {
 /// The same with zeros, as engines run, and with the sanity check's pattern.
 class BackingFillTest : public testing::TestWithParam<std::uint8_t> {};
 INSTANTIATE_TEST_SUITE_P(Fills, BackingFillTest, testing::Values(0, kSanityFill),
-                         [](const auto& info) { return info.param == 0 ? "Zero" : "Pattern"; });
+                         [](const auto& test) { return test.param == 0 ? "Zero" : "Pattern"; });
 
 TEST_P(BackingFillTest, WhicheverCallOfACommitFailsItLeavesEverythingAsItWas) {
   for (const Scene& scene : scenes()) {
@@ -474,9 +474,10 @@ TEST_P(BackingFillTest, AnySequenceKeepsItsAccountsAndItsContents) {
     const Geometry geometry = random_geometry(dice);
     const std::size_t capacity = dice.chance(50) ? std::size_t{1} << 30 : 24 * kGranule;
     const bool failing = dice.chance(60);
-    Rig rig(geometry, {.capacity_bytes = capacity,
-                       .granularity = kGranule,
-                       .fresh_memory_is_zero = dice.chance(50)},
+    Rig rig(geometry,
+            {.capacity_bytes = capacity,
+             .granularity = kGranule,
+             .fresh_memory_is_zero = dice.chance(50)},
             GetParam());
     std::vector<bool> committed(geometry.num_extents(), false);
     std::vector<Unit> units;

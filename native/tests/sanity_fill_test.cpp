@@ -29,9 +29,8 @@ double decode(std::uint32_t bits, int exponent_bits, int mantissa_bits) {
 TEST(SanityFillTest, IsNearOneInEveryFormatOfACache) {
   const std::uint32_t byte = kSanityFill;
   const std::uint32_t two = byte << 8 | byte;
-  for (const double value :
-       {decode(two, 5, 10), decode(two, 8, 7), decode(two << 16 | two, 8, 23), decode(byte, 4, 3),
-        decode(byte, 5, 2)}) {
+  for (const double value : {decode(two, 5, 10), decode(two, 8, 7), decode(two << 16 | two, 8, 23),
+                             decode(byte, 4, 3), decode(byte, 5, 2)}) {
     EXPECT_GT(value, 0.5);
     EXPECT_LT(value, 2);
   }
@@ -91,7 +90,8 @@ TEST_F(SanityFillOnTheHostTest, AWriteAfterTheReleaseIsFoundAtTheNextCommit) {
   extent(1)[shared_bytes() - 1] = 0;
   EXPECT_EQ(backing->violation(), "");
   ASSERT_EQ(backing->commit(1, 1, 0), Status::ok);
-  EXPECT_EQ(backing->violation(), "bytes 98304 to 131072 of region 0 were written to while no extent used them");
+  EXPECT_EQ(backing->violation(),
+            "bytes 98304 to 131072 of region 0 were written to while no extent used them");
   EXPECT_TRUE(is_filled(extent(1), extent_bytes)) << "its next user gets it as any other";
 }
 

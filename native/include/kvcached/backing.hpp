@@ -36,8 +36,8 @@ class Backing {
   /// Bytes of memory that commit() would put under a unit and that are not there yet.
   [[nodiscard]] std::uint64_t bytes_to_commit(std::uint32_t first, std::uint32_t count) const;
 
-  /// Puts memory that holds the fill under `count` extents from `first` on, in as few handles as their
-  /// layout allows. out_of_memory where the driver, or `limit_bytes` (0: none) over
+  /// Puts memory that holds the fill under `count` extents from `first` on, in as few handles as
+  /// their layout allows. out_of_memory where the driver, or `limit_bytes` (0: none) over
   /// held_bytes(), says no.
   [[nodiscard]] Status commit(std::uint32_t first, std::uint32_t count, std::uint64_t limit_bytes);
 
