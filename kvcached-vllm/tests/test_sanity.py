@@ -173,7 +173,7 @@ def test_a_step_planned_before_its_blocks_were_freed_passes_and_a_later_one_does
     assert rank.row.state(2) == "releasing"
     assert rank.row.fence(2) == 5
     check.check(plan(begin("aborted", [8])), 5)
-    with pytest.raises(SanityError, match="step 6: .*which is releasing"):
+    with pytest.raises(SanityError, match=r"step 6: .*which is releasing"):
         check.check(plan(further={"aborted": None}), 6)
 
 
