@@ -9,6 +9,7 @@ from scenarios.breaking import touch_committed_block, touch_uncommitted_block
 from scenarios.greedy import long_answer, long_prompt_in_chunks, mixed_lengths
 from scenarios.limits import greatest_requests, overlong_prompt
 from scenarios.memory import grow_and_shrink, lie_idle, wait_to_be_killed
+from scenarios.planting import look_at_unwritten_memory, plan_with_an_absent_block
 from scenarios.pooling import embed
 from scenarios.prefixes import reset_prefix_cache, shared_prefixes
 from scenarios.sampling import several_answers
@@ -21,8 +22,10 @@ __all__ = [
     "lie_idle",
     "long_answer",
     "long_prompt_in_chunks",
+    "look_at_unwritten_memory",
     "mixed_lengths",
     "overlong_prompt",
+    "plan_with_an_absent_block",
     "reset_prefix_cache",
     "several_answers",
     "shared_prefixes",

@@ -17,7 +17,12 @@ class Cache:
     """One rank's cache of one layer, as its worker holds it."""
 
     def __init__(
-        self, path: str, num_blocks: int = 64, limit_bytes: int = 0, rank: int = 0
+        self,
+        path: str,
+        num_blocks: int = 64,
+        limit_bytes: int = 0,
+        rank: int = 0,
+        sanity_check: bool = False,
     ) -> None:
         driver = _C.host_driver()
         driver.probe()
@@ -30,7 +35,16 @@ class Cache:
             BLOCKS_PER_EXTENT,
         )
         assert self.geometry.extent_bytes(driver.granularity) == BLOCKS_PER_EXTENT * BLOCK_BYTES
-        self.pager = _C.Pager(driver, self.geometry, path, "miniature", "layer", rank, limit_bytes)
+        self.pager = _C.Pager(
+            driver,
+            self.geometry,
+            path,
+            "miniature",
+            "layer",
+            rank,
+            limit_bytes,
+            sanity_check=sanity_check,
+        )
         self.pager.start()
         self.address = address_of(self.pager.region(0))
         self.row = _C.Row.attach(path)

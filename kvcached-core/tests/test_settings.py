@@ -34,6 +34,7 @@ GOOD = [
     ("KVCACHED_IPC_NAME", "ipc_name", "shared_cache.2-b", "shared_cache.2-b"),
     ("KVCACHED_SHM_DIR", "shm_dir", "/run/kv", "/run/kv"),
     ("KVCACHED_LOG_LEVEL", "log_level", "debug", "DEBUG"),
+    ("KVCACHED_SANITY_CHECK", "sanity_check", "true", True),
 ]
 
 # Variable, a bad value, what must be named as allowed.
@@ -46,6 +47,7 @@ BAD = [
     ("KVCACHED_GPU_UTILIZATION", "1.5", "up to 1"),
     ("KVCACHED_LOG_FORMAT", "xml", "text or json"),
     ("KVCACHED_SHM_GROUP", "a/b", "letters, digits"),
+    ("KVCACHED_SANITY_CHECK", "thorough", "true or false"),
     ("KVCACHED_LIMIT", "much", "4GiB"),
     ("KVCACHED_LIMIT", "-5", "4GiB"),
     ("KVCACHED_LIMIT", "5X", "4GiB"),

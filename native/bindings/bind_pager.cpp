@@ -38,7 +38,7 @@ void bind_pager(nb::module_& module) {
           [](Pager* self, std::unique_ptr<Driver> driver, const Geometry& geometry,
              std::string path, std::string engine, std::string layout, std::uint32_t rank,
              std::uint64_t limit_bytes, std::uint32_t pinned_extents, std::string ledger,
-             bool shared, std::optional<LeaseTerms> terms) {
+             bool shared, std::optional<LeaseTerms> terms, bool sanity_check) {
             PagerOptions options;
             options.path = std::move(path);
             options.engine = std::move(engine);
@@ -46,6 +46,7 @@ void bind_pager(nb::module_& module) {
             options.rank = rank;
             options.limit_bytes = limit_bytes;
             options.pinned_extents = pinned_extents;
+            options.sanity_check = sanity_check;
             if (!ledger.empty()) {
               options.ledger.emplace();
               options.ledger->path = std::move(ledger);
@@ -57,7 +58,8 @@ void bind_pager(nb::module_& module) {
           nb::arg("driver"), nb::arg("geometry"), nb::arg("path"), nb::arg("engine") = "",
           nb::arg("layout") = "", nb::arg("rank") = 0, nb::arg("limit_bytes") = 0,
           nb::arg("pinned_extents") = 1, nb::arg("ledger") = "", nb::arg("shared") = false,
-          nb::arg("terms") = nb::none(), "Takes the driver over; it cannot be used afterwards.")
+          nb::arg("terms") = nb::none(), nb::arg("sanity_check") = false,
+          "Takes the driver over; it cannot be used afterwards.")
       .def(
           "start",
           [](Pager& pager) {
@@ -85,6 +87,8 @@ void bind_pager(nb::module_& module) {
           "max_launches", [](nb::handle) { return Pager::kMaxLaunches; },
           "Launches remembered; an event may be recorded again after that many steps.")
       .def_prop_ro("last_error", &Pager::last_error, "The driver's last refusal, in one line.")
+      .def_prop_ro("violation", &Pager::violation,
+                   "Where memory was first found written to after its release; empty: nowhere.")
       .def("region", &region_array, nb::arg("region"), nb::arg("device_type") = 1,
            nb::arg("device_id") = 0,
            "A region as an int8 array for DLPack; device types are DLPack's (1 CPU, 2 CUDA). "

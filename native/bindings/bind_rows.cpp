@@ -57,6 +57,15 @@ nb::dict describe(const Row& row) {
   return out;
 }
 
+nb::bytes committed(const Row& row) {
+  std::string flags(row.facts().num_extents, '\0');
+  for (std::uint32_t extent = 0; extent < row.facts().num_extents; ++extent) {
+    const ExtentState state = row.state(extent).load(std::memory_order_acquire);
+    flags[extent] = static_cast<char>(state == ExtentState::committed);
+  }
+  return nb::bytes(flags.data(), flags.size());
+}
+
 }  // namespace
 
 void bind_rows(nb::module_& module) {
@@ -111,7 +120,16 @@ void bind_rows(nb::module_& module) {
             }
             return "unknown";
           },
-          nb::arg("extent"), "An extent's state.");
+          nb::arg("extent"), "An extent's state.")
+      .def("committed", &committed, "A byte for every extent: 1 where it is committed, else 0.")
+      .def(
+          "fence",
+          [](const Row& row, std::uint32_t extent) {
+            if (extent >= row.facts().num_extents) throw nb::index_error("no such extent");
+            const std::uint64_t fence = row.fence(extent).load();
+            return fence == kNeverUsable ? 0 : fence;
+          },
+          nb::arg("extent"), "The last step that may use a releasing extent; 0: none.");
   module.def("remove_dead_rows", &remove_dead_rows, nb::arg("directory"),
              "Removes the rows that dead processes left; returns their paths.");
 }

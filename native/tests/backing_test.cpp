@@ -7,6 +7,7 @@
 #include <memory>
 #include <vector>
 
+#include "kvcached/sanity.hpp"
 #include "kvcached/sim_driver.hpp"
 #include "sample_geometry.hpp"
 #include "test_seed.hpp"
@@ -22,10 +23,11 @@ constexpr auto kForever = HandleCache::Clock::time_point::max();
 /// Regions on a simulated device, and what an engine does there.
 class Rig {
  public:
-  explicit Rig(const Geometry& geometry, SimDriver::Options options = {.granularity = kGranule})
-      : driver(options) {
+  explicit Rig(const Geometry& geometry, SimDriver::Options options = {.granularity = kGranule},
+               std::uint8_t fill_byte = 0)
+      : driver(options), fill(fill_byte) {
     EXPECT_EQ(driver.probe(), Status::ok);
-    backing = std::make_unique<Backing>(driver, geometry);
+    backing = std::make_unique<Backing>(driver, geometry, fill_byte);
     EXPECT_EQ(backing->reserve(), Status::ok);
   }
   ~Rig() {
@@ -55,19 +57,26 @@ class Rig {
     }
   }
   [[nodiscard]] bool is_zero(std::uint32_t first, std::uint32_t count = 1) {
-    bool zero = true;
+    return is_all(0, first, count);
+  }
+  /// Whether a unit holds what memory is handed out with.
+  [[nodiscard]] bool is_fresh(std::uint32_t first, std::uint32_t count = 1) {
+    return is_all(fill, first, count);
+  }
+  [[nodiscard]] bool is_all(std::uint8_t byte, std::uint32_t first, std::uint32_t count) {
+    bool all = true;
     for (const ByteRange& range : backing->geometry().bytes_of(first, count)) {
-      zero = zero && driver.reads_as_zero(at(range), range.end - range.begin);
+      all = all && driver.is_all(byte, at(range), range.end - range.begin);
     }
-    return zero;
+    return all;
   }
   /// Whether a unit holds what write() wrote, in its first and last byte of every range.
   [[nodiscard]] bool is_written(std::uint32_t first, std::uint32_t count = 1) {
     bool written = true;
     for (const ByteRange& range : backing->geometry().bytes_of(first, count)) {
       char* const begin = at(range);
-      written = written && !driver.reads_as_zero(begin, 1) &&
-                !driver.reads_as_zero(begin + (range.end - range.begin - 1), 1);
+      written = written && !driver.is_all(fill, begin, 1) &&
+                !driver.is_all(fill, begin + (range.end - range.begin - 1), 1);
     }
     return written;
   }
@@ -76,6 +85,7 @@ class Rig {
   }
 
   SimDriver driver;
+  std::uint8_t fill;
   std::unique_ptr<Backing> backing;
 };
 
@@ -305,23 +315,28 @@ void expect_unchanged(const SimDriver::Snapshot& before, const SimDriver::Snapsh
   }
 }
 
-std::uint64_t calls_of_commit(const Scene& scene) {
-  Rig rig(scene.geometry, scene.options);
+std::uint64_t calls_of_commit(const Scene& scene, std::uint8_t fill) {
+  Rig rig(scene.geometry, scene.options, fill);
   scene.prepare(rig);
   const std::uint64_t before = rig.driver.calls();
   EXPECT_EQ(rig.commit(scene.first, scene.count), Status::ok);
   return rig.driver.calls() - before;
 }
 
-TEST(BackingFailureTest, WhicheverCallOfACommitFailsItLeavesEverythingAsItWas) {
+/// The same with zeros, as engines run, and with the sanity check's pattern.
+class BackingFillTest : public testing::TestWithParam<std::uint8_t> {};
+INSTANTIATE_TEST_SUITE_P(Fills, BackingFillTest, testing::Values(0, kSanityFill),
+                         [](const auto& test) { return test.param == 0 ? "Zero" : "Pattern"; });
+
+TEST_P(BackingFillTest, WhicheverCallOfACommitFailsItLeavesEverythingAsItWas) {
   for (const Scene& scene : scenes()) {
-    const std::uint64_t calls = calls_of_commit(scene);
+    const std::uint64_t calls = calls_of_commit(scene, GetParam());
     ASSERT_GT(calls, 2u);
     std::uint64_t refused = 0;
     for (std::uint64_t n = 1; n <= calls; ++n) {
       for (const Status failure : {Status::out_of_memory, Status::driver_error}) {
         SCOPED_TRACE(std::string(scene.name) + ", call " + std::to_string(n));
-        Rig rig(scene.geometry, scene.options);
+        Rig rig(scene.geometry, scene.options, GetParam());
         scene.prepare(rig);
         const SimDriver::Snapshot before = rig.driver.snapshot();
         rig.driver.fail_call(n, failure);
@@ -334,9 +349,10 @@ TEST(BackingFailureTest, WhicheverCallOfACommitFailsItLeavesEverythingAsItWas) {
           expect_unchanged(before, rig.driver.snapshot());
           ASSERT_EQ(rig.commit(scene.first, scene.count), Status::ok);
         }
-        EXPECT_TRUE(rig.is_zero(scene.first, scene.count));
+        EXPECT_TRUE(rig.is_fresh(scene.first, scene.count));
         rig.write(scene.first, scene.count);
         rig.release(scene.first, scene.count);
+        EXPECT_EQ(rig.backing->violation(), "");
       }
     }
     // A refused create may be made good by giving kept handles back; the others may not.
@@ -344,15 +360,15 @@ TEST(BackingFailureTest, WhicheverCallOfACommitFailsItLeavesEverythingAsItWas) {
   }
 }
 
-TEST(BackingFailureTest, WhereUndoingFailsTooTheRestIsCountedAndUsedAgain) {
+TEST_P(BackingFillTest, WhereUndoingFailsTooTheRestIsCountedAndUsedAgain) {
   for (const Scene& scene : scenes()) {
-    const std::uint64_t calls = calls_of_commit(scene);
+    const std::uint64_t calls = calls_of_commit(scene, GetParam());
     for (std::uint64_t n = 1; n <= calls; ++n) {
       for (const Call undo : {Call::unmap, Call::destroy}) {
         for (std::uint64_t m = 1; m <= 4; ++m) {
           SCOPED_TRACE(std::string(scene.name) + ", call " + std::to_string(n) + ", undo " +
                        std::to_string(m));
-          Rig rig(scene.geometry, scene.options);
+          Rig rig(scene.geometry, scene.options, GetParam());
           scene.prepare(rig);
           rig.driver.fail_call(n, Status::driver_error);
           for (std::uint64_t later = 1; later <= m; ++later) {
@@ -365,12 +381,13 @@ TEST(BackingFailureTest, WhereUndoingFailsTooTheRestIsCountedAndUsedAgain) {
           for (std::uint32_t extent = scene.first; extent < scene.first + scene.count; ++extent) {
             const Status status = rig.commit(extent);
             ASSERT_EQ(status, Status::ok);
-            EXPECT_TRUE(rig.is_zero(extent));
+            EXPECT_TRUE(rig.is_fresh(extent));
             rig.write(extent);
           }
           for (std::uint32_t extent = scene.first; extent < scene.first + scene.count; ++extent) {
             EXPECT_TRUE(rig.is_written(extent));
           }
+          EXPECT_EQ(rig.backing->violation(), "");
         }
       }
     }
@@ -450,16 +467,18 @@ struct Unit {
   std::uint32_t count = 0;
 };
 
-TEST(BackingRandomTest, AnySequenceKeepsItsAccountsAndItsContents) {
+TEST_P(BackingFillTest, AnySequenceKeepsItsAccountsAndItsContents) {
   for (std::uint64_t seed = first_seed(), last = seed + 60; seed < last; ++seed) {
     SCOPED_TRACE(describe_seed(seed));
     Dice dice(seed);
     const Geometry geometry = random_geometry(dice);
     const std::size_t capacity = dice.chance(50) ? std::size_t{1} << 30 : 24 * kGranule;
     const bool failing = dice.chance(60);
-    Rig rig(geometry, {.capacity_bytes = capacity,
-                       .granularity = kGranule,
-                       .fresh_memory_is_zero = dice.chance(50)});
+    Rig rig(geometry,
+            {.capacity_bytes = capacity,
+             .granularity = kGranule,
+             .fresh_memory_is_zero = dice.chance(50)},
+            GetParam());
     std::vector<bool> committed(geometry.num_extents(), false);
     std::vector<Unit> units;
     for (int turn = 0; turn < 150; ++turn) {
@@ -482,7 +501,7 @@ TEST(BackingRandomTest, AnySequenceKeepsItsAccountsAndItsContents) {
           if (limit != 0) {
             ASSERT_LE(rig.backing->held_bytes(), limit);
           }
-          ASSERT_TRUE(rig.is_zero(unit.first, unit.count));
+          ASSERT_TRUE(rig.is_fresh(unit.first, unit.count));
           rig.write(unit.first, unit.count);
           std::fill_n(committed.begin() + unit.first, unit.count, true);
           units.push_back(unit);
@@ -502,6 +521,7 @@ TEST(BackingRandomTest, AnySequenceKeepsItsAccountsAndItsContents) {
       }
       rig.check_accounts();
       for (const Unit& unit : units) ASSERT_TRUE(rig.is_written(unit.first, unit.count));
+      ASSERT_EQ(rig.backing->violation(), "");
       if (HasFailure()) return;
     }
     rig.driver.clear_failures();

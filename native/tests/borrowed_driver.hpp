@@ -45,8 +45,12 @@ class BorrowedDriver : public Driver {
   [[nodiscard]] Status set_access(void* address, std::size_t bytes) override {
     return driver_.set_access(address, bytes);
   }
-  [[nodiscard]] Status scrub(void* address, std::size_t bytes) override {
-    return driver_.scrub(address, bytes);
+  [[nodiscard]] Status scrub(void* address, std::size_t bytes, std::uint8_t byte = 0) override {
+    return driver_.scrub(address, bytes, byte);
+  }
+  [[nodiscard]] Status reads_as(std::uint8_t byte, const void* address, std::size_t bytes,
+                                bool* all) override {
+    return driver_.reads_as(byte, address, bytes, all);
   }
   [[nodiscard]] bool fresh_memory_is_zero() const noexcept override {
     return driver_.fresh_memory_is_zero();

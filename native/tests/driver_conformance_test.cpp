@@ -263,6 +263,34 @@ TEST_P(DriverConformance, ScrubsRangesOfAnySizeAndAlignment) {
   EXPECT_TRUE(reads_as(at(1) + 2'001, unit - 2'001, 0x11));
 }
 
+TEST_P(DriverConformance, ScrubsWithAnyByte) {
+  commit(0);
+  commit(1);
+  ASSERT_EQ(driver->scrub(at(0), 2 * unit, 0x3f), Status::ok) << driver->last_error();
+  ASSERT_EQ(driver->scrub(at(1), unit, 0xfe), Status::ok) << driver->last_error();
+  if (!GetParam().has_contents) return;
+  EXPECT_TRUE(reads_as(at(0), unit, 0x3f));
+  EXPECT_TRUE(reads_as(at(1), unit, 0xfe));
+}
+
+TEST_P(DriverConformance, TellsWhetherARangeIsOneByteAllOver) {
+  commit(0);
+  commit(1);
+  ASSERT_EQ(driver->scrub(at(0), 2 * unit, 0x3f), Status::ok) << driver->last_error();
+  bool all = false;
+  ASSERT_EQ(driver->reads_as(0x3f, at(0) + 1, 2 * unit - 1, &all), Status::ok);
+  EXPECT_TRUE(all);
+  ASSERT_EQ(driver->reads_as(0, at(0), unit, &all), Status::ok);
+  EXPECT_FALSE(all);
+  ASSERT_EQ(driver->scrub(at(1) + 7, 1, 0x3e), Status::ok);
+  ASSERT_EQ(driver->reads_as(0x3f, at(1), 8, &all), Status::ok);
+  EXPECT_FALSE(all);
+  ASSERT_EQ(driver->reads_as(0x3f, at(1), 7, &all), Status::ok);
+  EXPECT_TRUE(all);
+  EXPECT_EQ(driver->reads_as(0x3f, at(1), unit + 1, &all), Status::invalid_argument);
+  EXPECT_TRUE(all) << "a refused call says nothing";
+}
+
 TEST_P(DriverConformance, RefusesToScrubWhatIsNotAccessible) {
   Handle handle;
   EXPECT_EQ(driver->scrub(at(0), unit), Status::invalid_argument);

@@ -12,6 +12,7 @@
 #include <utility>
 
 #include "borrowed_driver.hpp"
+#include "kvcached/sanity.hpp"
 #include "kvcached/sim_driver.hpp"
 #include "sample_geometry.hpp"
 #include "temporary_directory.hpp"
@@ -122,6 +123,31 @@ TEST_F(PagerTest, PinnedExtentsAreCommittedAtTheStart) {
   EXPECT_TRUE(is({2, kExtents - 2}, ExtentState::absent));
   EXPECT_EQ(driver.mapped_bytes(), 4 * kGranule);
   EXPECT_EQ(header().mapped_bytes, 4 * kGranule);
+}
+
+TEST_F(PagerTest, UnderTheSanityCheckMemoryHoldsThePatternFromTheStartOn) {
+  options.sanity_check = true;
+  start();
+  ASSERT_TRUE(commit({3, 1}));
+  const char* const region = static_cast<const char*>(pager->backing().region(0));
+  EXPECT_TRUE(driver.is_all(kSanityFill, region, kGranule)) << "the pinned extent";
+  EXPECT_TRUE(driver.is_all(kSanityFill, region + 3 * kGranule, kGranule));
+  EXPECT_EQ(pager->violation(), "");
+}
+
+TEST_F(PagerTest, AWriteToReleasedMemoryIsKnownBeforeItsExtentIsCommittedAgain) {
+  options.sanity_check = true;
+  pager = std::make_unique<Pager>(std::make_unique<BorrowedDriver>(driver),
+                                  block_major(1, kExtents, kGranule * 3 / 2, 1), options);
+  ASSERT_EQ(pager->start(&error), Status::ok) << error;
+  ASSERT_EQ(Row::attach(options.path, &scheduler, &error), Status::ok) << error;
+  ASSERT_TRUE(commit({1, 1}));
+  tell({1, 1}, ExtentState::releasing);
+  ASSERT_TRUE(becomes({1, 1}, ExtentState::absent));
+  char* const region = static_cast<char*>(pager->backing().region(0));
+  ASSERT_EQ(driver.touch(region + 2 * kGranule - 1, 1), Status::ok) << "shared with extent 0";
+  ASSERT_TRUE(commit({1, 1}));
+  EXPECT_NE(pager->violation(), "");
 }
 
 TEST_F(PagerTest, MorePinnedExtentsThanThereAreAreAllOfThem) {

@@ -218,7 +218,7 @@ TEST_F(SimDriverTest, GivesZeroedMemoryWhereItIsToldTo) {
   ASSERT_EQ(clean.create(kUnit, &handle), Status::ok);
   EXPECT_TRUE(clean.fresh_memory_is_zero());
   const std::map<std::size_t, std::size_t> all{{0, kUnit}};
-  EXPECT_EQ(clean.snapshot().handles.at(handle.value).zero, all);
+  EXPECT_EQ(clean.snapshot().handles.at(handle.value).known.at(0), all);
 }
 
 TEST_F(SimDriverTest, SeesATouchThatRunsOverTheEndOfAMapping) {

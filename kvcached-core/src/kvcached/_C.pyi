@@ -121,11 +121,13 @@ class Pager:
         ledger: str = "",
         shared: bool = False,
         terms: LeaseTerms | None = None,
+        sanity_check: bool = False,
     ) -> None:
         """Takes the driver over; it cannot be used afterwards.
 
         `ledger` is the path of the device's ledger, to be joined on `terms`; empty accounts to
-        nobody.
+        nobody. `sanity_check` fills fresh and released memory with 0x3f instead of zeros, and
+        watches what stays mapped: see violation.
         """
     def start(self) -> None:
         """Reserve the regions, commit the pinned extents, publish the row; or raise Error and
@@ -143,6 +145,10 @@ class Pager:
     @property
     def last_error(self) -> str:
         """The driver's last refusal, in one line."""
+    @property
+    def violation(self) -> str:
+        """Where memory was first found written to after its release; empty: nowhere, or nobody
+        checks."""
     def region(self, region: int, device_type: int = 1, device_id: int = 0) -> CapsuleType:
         """A region as an int8 array for DLPack, which keeps the pager alive.
 
@@ -211,6 +217,11 @@ class Row:
         """Facts and counters, by name."""
     def state(self, extent: int) -> Literal["absent", "wanted", "committed", "releasing", "denied"]:
         """An extent's state. Raises IndexError where there is no such extent."""
+    def committed(self) -> bytes:
+        """A byte for every extent: 1 where it is committed, else 0."""
+    def fence(self, extent: int) -> int:
+        """The last step that may use a releasing extent; 0: none. Raises IndexError where there is
+        no such extent."""
 
 @type_check_only
 class LeaseDescription(TypedDict):

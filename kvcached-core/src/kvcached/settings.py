@@ -143,6 +143,11 @@ class Settings(BaseSettings):
         description="A group of users who share devices: its members' engines meet in "
         "/dev/shm/kvcached-GROUP. Empty: each user alone.",
     )
+    sanity_check: Flag = Field(
+        default=False,
+        description="Check every step's blocks against the page table, and fill fresh and released "
+        "memory with a pattern. Slow; for finding errors.",
+    )
     log_level: LogLevel = Field(default="INFO", description="Level of kvcached's own log lines.")
     log_format: LogFormat = Field(
         default="text", description="How events are logged: a line of text, or of JSON."
@@ -190,7 +195,6 @@ REPLACED = {
     "KVCACHED_AUTOPATCH": "nothing is patched; the plugin entry points attach kvcached",
     "KVCACHED_CONTIGUOUS_LAYOUT": "set KVCACHED_LAYOUT=block or layer",
     "KVCACHED_IPC_TIMEOUT": "nothing waits for another process; a dead one is noticed at once",
-    "KVCACHED_SANITY_CHECK": "memory that is not committed faults when touched, always",
     "KVCACHED_PAGE_PREALLOC_ENABLED": "set KVCACHED_MIN_RESERVED_PAGES and "
     "KVCACHED_MAX_RESERVED_PAGES",
 }

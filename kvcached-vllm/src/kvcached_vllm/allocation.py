@@ -14,8 +14,9 @@ if TYPE_CHECKING:
 class RegionForZeros(TorchFunctionMode):  # type: ignore[misc]
     """While active, ``torch.zeros`` calls of exactly the expected sizes are given our memory.
 
-    This is PyTorch's own way to see calls; nothing is replaced. The memory reads as zeros once
-    it is committed, and faults before. Every other call passes through.
+    This is PyTorch's own way to see calls; nothing is replaced. The memory reads as zeros (under
+    KVCACHED_SANITY_CHECK as its pattern) once it is committed, and faults before. Every other
+    call passes through.
     """
 
     def __init__(

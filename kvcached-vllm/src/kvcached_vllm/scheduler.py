@@ -21,6 +21,7 @@ from kvcached_vllm.coordinator import elastic_coordinator
 from kvcached_vllm.kv_layout import config_reason, longest_request_blocks
 from kvcached_vllm.memory_thread import MemoryThread
 from kvcached_vllm.reporting import EventReporter
+from kvcached_vllm.sanity import check_owners
 from kvcached_vllm.supply import BlockSupply
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ class _Elastic:
             None if cap < 0 else cap // self.block_size,
         )
         manager.coordinator = elastic_coordinator(manager.coordinator, supply)
-        _log.info(_describe(facts, self.block_size, world))
+        _log.info(_describe(facts, self.block_size, world, wanted.sanity_check))
         _log.info(_describe_lease(facts))
         return supply
 
@@ -141,6 +142,9 @@ class _Elastic:
                 supply.pool.demand(self._blocks_of_prompts())
             output = super().schedule(*args, **kwargs)  # type: ignore[misc]
             setattr(output, STEP_ATTRIBUTE, step)
+            if settings().sanity_check:
+                names = [request.request_id for request in self.running]
+                check_owners(step, names, self.kv_cache_manager)
             # A token each: nobody is in the middle of a prompt.
             decoding = output.total_num_scheduled_tokens == len(output.num_scheduled_tokens)
             supply.pool.demand(0 if decoding and not self.waiting else self._blocks_of_prompts())
@@ -309,7 +313,7 @@ def _limit_blocks(facts: RowDescription) -> int:
     return int(min(facts["num_blocks"], extents * facts["blocks_per_extent"]))
 
 
-def _describe(facts: RowDescription, block_size: int, world: int) -> str:
+def _describe(facts: RowDescription, block_size: int, world: int, sanity_check: bool) -> str:
     ranks = f", {world} ranks" if world > 1 else ""
     tokens = (facts["num_blocks"] - 1) * block_size
     return (
@@ -318,6 +322,7 @@ def _describe(facts: RowDescription, block_size: int, world: int) -> str:
         f"limit {format_size(facts['limit_bytes'])}, "
         f"extent {format_size(facts['extent_bytes'])} ({facts['blocks_per_extent']} blocks), "
         f"layout {facts['layout']}, driver {facts['driver']}{ranks}"
+        f"{', sanity check on' if sanity_check else ''}"
     )
 
 

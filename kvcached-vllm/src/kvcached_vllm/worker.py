@@ -24,6 +24,7 @@ from kvcached_vllm.kv_layout import (
 )
 from kvcached_vllm.kv_placement import allocations_of, spans_of
 from kvcached_vllm.launches import LaunchMarks
+from kvcached_vllm.sanity import StepCheck
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
@@ -47,6 +48,7 @@ class ElasticWorker:
     _pager: _C.Pager | None = None
     _row: _C.Row | None = None
     _marks: LaunchMarks | None = None
+    _check: StepCheck | None = None
     _budget_bytes = 0
     _reason: str | None = None
     _step_to_mark = 0
@@ -116,6 +118,8 @@ class ElasticWorker:
         # vLLM ends its workers with a signal at times; shutdown() is not always called.
         atexit.register(self._pager.stop)
         self._marks = LaunchMarks(self._pager, self.device)
+        if wanted.sanity_check:
+            self._check = StepCheck(self._pager, _C.Row.attach(path), kv_cache_config)
         region = self._region(self._pager)
         slices = allocations_of(kv_cache_config)
         expected = [(size, functools.partial(region.narrow, 0, at, size)) for at, size in slices]
@@ -150,6 +154,7 @@ class ElasticWorker:
             ledger=str(shm.ledger_path(identity.directory(wanted), self._driver.device_id)),
             shared=bool(wanted.shm_group),
             terms=self._terms(config, geometry, limit, self._driver.granularity),
+            sanity_check=wanted.sanity_check,
         )
         self._driver = None  # the pager's now
         try:
@@ -188,6 +193,8 @@ class ElasticWorker:
 
     def execute_model(self, scheduler_output: SchedulerOutput) -> Any:
         """vLLM's execute_model(); marks the step as launched where no sampling follows."""
+        if self._check is not None:
+            self._check.check(scheduler_output, getattr(scheduler_output, "kvcached_step", 0))
         output = super().execute_model(scheduler_output)  # type: ignore[misc]
         if self._marks is not None:
             step = getattr(scheduler_output, "kvcached_step", 0)

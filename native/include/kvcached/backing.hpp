@@ -18,7 +18,10 @@ namespace kvcached {
 /// is undone before the status is returned. One thread at a time.
 class Backing {
  public:
-  Backing(Driver& driver, Geometry geometry);
+  /// `fill`: what committed memory holds. Where it is not zero, memory is filled with it when it
+  /// is released, too, and what stays mapped after that, because a neighbour shares the granule,
+  /// is looked at before it is committed again: see violation().
+  Backing(Driver& driver, Geometry geometry, std::uint8_t fill = 0);
   Backing(const Backing&) = delete;
   Backing& operator=(const Backing&) = delete;
   ~Backing();
@@ -33,8 +36,8 @@ class Backing {
   /// Bytes of memory that commit() would put under a unit and that are not there yet.
   [[nodiscard]] std::uint64_t bytes_to_commit(std::uint32_t first, std::uint32_t count) const;
 
-  /// Puts zeroed memory under `count` extents from `first` on, in as few handles as their
-  /// layout allows. out_of_memory where the driver, or `limit_bytes` (0: none) over
+  /// Puts memory that holds the fill under `count` extents from `first` on, in as few handles as
+  /// their layout allows. out_of_memory where the driver, or `limit_bytes` (0: none) over
   /// held_bytes(), says no.
   [[nodiscard]] Status commit(std::uint32_t first, std::uint32_t count, std::uint64_t limit_bytes);
 
@@ -60,6 +63,9 @@ class Backing {
   /// Bytes of physical memory in the address space.
   [[nodiscard]] std::uint64_t mapped_bytes() const noexcept { return mapped_bytes_; }
 
+  /// Where memory was first found written to after its release, in one line; empty: nowhere.
+  [[nodiscard]] const std::string& violation() const noexcept { return violation_; }
+
   /// A text for the last refusal.
   [[nodiscard]] const std::string& last_error() const noexcept { return last_error_; }
 
@@ -78,6 +84,8 @@ class Backing {
     std::uint64_t count = 0;
     std::uint64_t users = 0;
     bool accessible = false;
+    // Whether all of it that no extent uses is known to hold the fill.
+    bool filled = false;
   };
 
   [[nodiscard]] void* address(std::uint32_t region, std::uint64_t granule) const noexcept;
@@ -87,11 +95,15 @@ class Backing {
   [[nodiscard]] Status reopen_left_over(const std::vector<GranuleRun>& runs);
   [[nodiscard]] Status scrub_unused(const std::vector<ByteRange>& bytes,
                                     const std::vector<std::uint32_t>& fresh);
+  [[nodiscard]] Status check_unwritten(const Mapping& mapping, std::uint32_t region,
+                                       std::uint64_t begin, std::uint64_t end);
+  void fill_released(const std::vector<ByteRange>& bytes);
   Status fail(Status status, const char* what);
 
   Driver& driver_;
   Geometry geometry_;
   std::size_t granule_;
+  std::uint8_t fill_;
   std::vector<void*> bases_;
   std::vector<std::uint64_t> reserved_;
   std::vector<std::vector<Granule>> granules_;
@@ -99,6 +111,7 @@ class Backing {
   std::vector<std::uint32_t> free_mappings_;
   HandleCache cache_;
   std::uint64_t mapped_bytes_ = 0;
+  std::string violation_;
   std::string last_error_;
 };
 

@@ -89,9 +89,14 @@ class Driver {
   /// faults. Status::out_of_memory where the host finds no memory for what create() promised.
   [[nodiscard]] virtual Status set_access(void* address, std::size_t bytes) = 0;
 
-  /// Fills a mapped, accessible range with zeros and returns when that is done. Runs on the
+  /// Fills a mapped, accessible range with `byte` and returns when that is done. Runs on the
   /// driver's own queue, never on the engine's.
-  [[nodiscard]] virtual Status scrub(void* address, std::size_t bytes) = 0;
+  [[nodiscard]] virtual Status scrub(void* address, std::size_t bytes, std::uint8_t byte = 0) = 0;
+
+  /// Whether every byte of a mapped, accessible range is `byte`. For checks: it copies the range
+  /// to where the processor can read it.
+  [[nodiscard]] virtual Status reads_as(std::uint8_t byte, const void* address, std::size_t bytes,
+                                        bool* all) = 0;
 
   /// Whether a handle fresh from create() reads as zero (promised, or measured and documented).
   [[nodiscard]] virtual bool fresh_memory_is_zero() const noexcept = 0;

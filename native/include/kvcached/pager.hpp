@@ -44,6 +44,8 @@ struct PagerOptions {
   std::optional<PagerLedger> ledger = std::nullopt;
   /// The largest part of a unit to back with one handle; 0: what the driver finds useful.
   std::uint64_t max_handle_bytes = 0;
+  /// Whether fresh and released memory is filled with kSanityFill, and watched.
+  bool sanity_check = false;
 };
 
 /// The native thread that makes one rank's row of the page table true.
@@ -89,6 +91,9 @@ class Pager {
   [[nodiscard]] Lease* lease() noexcept { return lease_.get(); }
   /// The last refusal of the driver, in one line; empty where there was none.
   [[nodiscard]] std::string last_error();
+  /// Where memory was first found written to after its release, in one line; empty: nowhere, or
+  /// nobody checks.
+  [[nodiscard]] std::string violation();
 
  private:
   using Clock = std::chrono::steady_clock;
@@ -137,6 +142,7 @@ class Pager {
   std::deque<Launch> launches_;
   std::mutex error_mutex_;
   std::string last_error_;
+  std::string violation_;
 };
 
 }  // namespace kvcached

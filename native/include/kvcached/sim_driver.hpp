@@ -27,10 +27,11 @@ class SimDriver final : public Driver {
     unmap,
     set_access,
     scrub,
+    reads_as,
     event_passed,
     memory_info,
   };
-  static constexpr std::size_t kCalls = 11;
+  static constexpr std::size_t kCalls = 12;
 
   struct Options {
     std::size_t capacity_bytes = std::size_t{1} << 30;
@@ -52,9 +53,9 @@ class SimDriver final : public Driver {
     struct Allocation {
       std::size_t bytes = 0;
       bool mapped = false;
-      /// The bytes that read as zero, begin to end: scrubbed, or fresh where fresh memory is
-      /// zero, and not touched since.
-      std::map<std::size_t, std::size_t> zero;
+      /// The bytes whose value is known, begin to end, by value: scrubbed, or fresh where fresh
+      /// memory is zero, and not touched since.
+      std::map<std::uint8_t, std::map<std::size_t, std::size_t>> known;
       bool operator==(const Allocation&) const = default;
     };
     struct Mapping {
@@ -91,7 +92,9 @@ class SimDriver final : public Driver {
   [[nodiscard]] Status map(void* address, std::size_t bytes, Handle handle) override;
   [[nodiscard]] Status unmap(void* address, std::size_t bytes) override;
   [[nodiscard]] Status set_access(void* address, std::size_t bytes) override;
-  [[nodiscard]] Status scrub(void* address, std::size_t bytes) override;
+  [[nodiscard]] Status scrub(void* address, std::size_t bytes, std::uint8_t byte = 0) override;
+  [[nodiscard]] Status reads_as(std::uint8_t byte, const void* address, std::size_t bytes,
+                                bool* all) override;
   [[nodiscard]] bool fresh_memory_is_zero() const noexcept override;
   /// An event has passed once the clock has reached its value (in ns), or after pass().
   [[nodiscard]] Status event_passed(Event event, bool* passed) override;
@@ -122,7 +125,11 @@ class SimDriver final : public Driver {
 
   /// Whether an accessible range of any alignment holds nothing but zeros. An access to memory
   /// that is not mapped and accessible is false and a contract violation.
-  [[nodiscard]] bool reads_as_zero(const void* address, std::size_t bytes) const;
+  [[nodiscard]] bool reads_as_zero(const void* address, std::size_t bytes) const {
+    return is_all(0, address, bytes);
+  }
+  /// The same, for any byte.
+  [[nodiscard]] bool is_all(std::uint8_t byte, const void* address, std::size_t bytes) const;
 
   [[nodiscard]] Snapshot snapshot() const;
   /// The virtual time in ns: the sum of all latencies and advances.

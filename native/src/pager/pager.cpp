@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "kvcached/futex.hpp"
+#include "kvcached/sanity.hpp"
 
 namespace kvcached {
 
@@ -64,7 +65,7 @@ RowFacts describe(const Backing& backing, const Driver& driver, const PagerOptio
 Pager::Pager(std::unique_ptr<Driver> driver, Geometry geometry, PagerOptions options)
     : driver_(std::move(driver)),
       options_(std::move(options)),
-      backing_(*driver_, std::move(geometry)) {}
+      backing_(*driver_, std::move(geometry), options_.sanity_check ? kSanityFill : 0) {}
 
 Pager::~Pager() { stop(); }
 
@@ -238,6 +239,11 @@ std::string Pager::last_error() {
   return last_error_;
 }
 
+std::string Pager::violation() {
+  const std::lock_guard lock(error_mutex_);
+  return violation_;
+}
+
 void Pager::run() {
   RowHeader& header = row_->header();
   for (;;) {
@@ -305,6 +311,11 @@ void Pager::commit(Row::Request unit) {
     header.denials.fetch_add(unit.count, std::memory_order_relaxed);
     const std::lock_guard lock(error_mutex_);
     last_error_ = refusal_;
+  }
+  // Before the extent can be used, so that nobody answers with it first.
+  if (!backing_.violation().empty()) {
+    const std::lock_guard lock(error_mutex_);
+    violation_ = backing_.violation();
   }
   publish();
   set_states(unit, status == Status::ok ? ExtentState::committed : ExtentState::denied);

@@ -23,10 +23,11 @@ constexpr std::uint64_t round_up(std::uint64_t bytes, std::uint64_t granule) {
 
 }  // namespace
 
-Backing::Backing(Driver& driver, Geometry geometry)
+Backing::Backing(Driver& driver, Geometry geometry, std::uint8_t fill)
     : driver_(driver),
       geometry_(std::move(geometry)),
       granule_(driver.granularity()),
+      fill_(fill),
       cache_(driver, driver.handles_are_worth_keeping() ? kKeptBytes : 0) {}
 
 Backing::~Backing() { reset(); }
@@ -111,6 +112,8 @@ Status Backing::commit(std::uint32_t first, std::uint32_t count, std::uint64_t l
     cache_.trim(HandleCache::Clock::time_point::max());
     return status;
   }
+  // Only here: a mapping that a failure leaves behind may hold anything.
+  for (const std::uint32_t mapping : fresh) mappings_[mapping].filled = fill_ != 0;
   for (const GranuleRun& run : runs) {
     for (std::uint64_t index = run.first; index < run.first + run.count; ++index) {
       Granule& granule = granules_[run.region][index];
@@ -122,6 +125,7 @@ Status Backing::commit(std::uint32_t first, std::uint32_t count, std::uint64_t l
 }
 
 void Backing::release(std::uint32_t first, std::uint32_t count) {
+  if (fill_ != 0) fill_released(geometry_.bytes_of(first, count));
   for (const GranuleRun& run : geometry_.granules_of(first, count, granule_)) {
     for (std::uint64_t index = run.first; index < run.first + run.count; ++index) {
       Granule& granule = granules_[run.region][index];
@@ -186,7 +190,7 @@ Status Backing::map_fresh(const GranuleRun& run, std::uint32_t* mapping) {
     index = free_mappings_.back();
     free_mappings_.pop_back();
   }
-  mappings_[index] = {handle, run.region, run.first, run.count, 0, false};
+  mappings_[index] = {handle, run.region, run.first, run.count, 0, false, false};
   for (std::uint64_t granule = run.first; granule < run.first + run.count; ++granule) {
     granules_[run.region][granule].mapping = index;
   }
@@ -194,8 +198,8 @@ Status Backing::map_fresh(const GranuleRun& run, std::uint32_t* mapping) {
   Status status = driver_.set_access(where, bytes);
   const char* step = "set_access";
   mappings_[index].accessible = status == Status::ok;
-  if (status == Status::ok && (reused || !driver_.fresh_memory_is_zero())) {
-    status = driver_.scrub(where, bytes);
+  if (status == Status::ok && (reused || fill_ != 0 || !driver_.fresh_memory_is_zero())) {
+    status = driver_.scrub(where, bytes, fill_);
     step = "scrub";
   }
   if (status != Status::ok) {
@@ -249,8 +253,12 @@ Status Backing::scrub_unused(const std::vector<ByteRange>& bytes,
       const std::uint64_t end = std::min(range.end, (granule + 1) * granule_);
       const std::uint32_t mapping = granules_[range.region][granule].mapping;
       if (std::find(fresh.begin(), fresh.end(), mapping) == fresh.end()) {
+        if (const Status status = check_unwritten(mappings_[mapping], range.region, begin, end);
+            status != Status::ok) {
+          return status;
+        }
         void* const where = static_cast<char*>(bases_[range.region]) + begin;
-        if (const Status status = driver_.scrub(where, end - begin); status != Status::ok) {
+        if (const Status status = driver_.scrub(where, end - begin, fill_); status != Status::ok) {
           return fail(status, "scrub");
         }
       }
@@ -258,6 +266,34 @@ Status Backing::scrub_unused(const std::vector<ByteRange>& bytes,
     }
   }
   return Status::ok;
+}
+
+// Nobody may have written here since fill_released(), or since the granule's first commit.
+Status Backing::check_unwritten(const Mapping& mapping, std::uint32_t region, std::uint64_t begin,
+                                std::uint64_t end) {
+  if (!mapping.filled) return Status::ok;
+  bool unwritten = true;
+  const char* const where = static_cast<const char*>(bases_[region]) + begin;
+  if (const Status status = driver_.reads_as(fill_, where, end - begin, &unwritten);
+      status != Status::ok) {
+    return fail(status, "reads_as");
+  }
+  if (!unwritten && violation_.empty()) {
+    violation_ = "bytes " + std::to_string(begin) + " to " + std::to_string(end) + " of region " +
+                 std::to_string(region) + " were written to while no extent used them";
+  }
+  return Status::ok;
+}
+
+void Backing::fill_released(const std::vector<ByteRange>& bytes) {
+  for (const ByteRange& range : bytes) {
+    void* const where = static_cast<char*>(bases_[range.region]) + range.begin;
+    if (driver_.scrub(where, range.end - range.begin, fill_) == Status::ok) continue;
+    fail(Status::driver_error, "scrub");
+    for (std::uint64_t at = range.begin / granule_; at * granule_ < range.end; ++at) {
+      mappings_[granules_[range.region][at].mapping].filled = false;
+    }
+  }
 }
 
 Status Backing::fail(Status status, const char* what) {

@@ -45,6 +45,7 @@ struct Library {
     find(library, "cuMemUnmap", &api.MemUnmap);
     find(library, "cuMemSetAccess", &api.MemSetAccess);
     find(library, "cuMemsetD8Async", &api.MemsetD8Async);
+    find(library, "cuMemcpyDtoHAsync_v2", &api.MemcpyDtoHAsync);
     find(library, "cuStreamCreate", &api.StreamCreate);
     find(library, "cuStreamDestroy_v2", &api.StreamDestroy);
     find(library, "cuStreamSynchronize", &api.StreamSynchronize);

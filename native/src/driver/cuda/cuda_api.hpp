@@ -103,6 +103,7 @@ struct Api {
                          const AccessDescription* descriptions, std::size_t count);
   Result (*MemsetD8Async)(DevicePointer address, unsigned char value, std::size_t bytes,
                           Stream stream);
+  Result (*MemcpyDtoHAsync)(void* to, DevicePointer from, std::size_t bytes, Stream stream);
   Result (*StreamCreate)(Stream* stream, unsigned flags);
   Result (*StreamDestroy)(Stream stream);
   Result (*StreamSynchronize)(Stream stream);

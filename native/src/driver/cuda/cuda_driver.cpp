@@ -1,5 +1,8 @@
 #include "cuda_driver.hpp"
 
+#include <algorithm>
+#include <vector>
+
 namespace kvcached {
 namespace {
 
@@ -129,15 +132,31 @@ Status CudaDriver::set_access(void* address, std::size_t bytes) {
   return Status::ok;
 }
 
-Status CudaDriver::scrub(void* address, std::size_t bytes) {
+Status CudaDriver::scrub(void* address, std::size_t bytes, std::uint8_t byte) {
   if (const Status status = check_ready("scrub"); status != Status::ok) return status;
   if (const Status status = map_.check_touch("scrub", address, bytes); status != Status::ok) {
     return status;
   }
   const cuda::CallScope scope(*api_, context_);
-  cuda::Result result = api_->MemsetD8Async(pointer(address), 0, bytes, stream_);
+  cuda::Result result = api_->MemsetD8Async(pointer(address), byte, bytes, stream_);
   if (result == cuda::kSuccess) result = api_->StreamSynchronize(stream_);
   if (result != cuda::kSuccess) return failed("cuMemsetD8Async", result, bytes);
+  return Status::ok;
+}
+
+Status CudaDriver::reads_as(std::uint8_t byte, const void* address, std::size_t bytes, bool* all) {
+  if (const Status status = check_ready("reads_as"); status != Status::ok) return status;
+  if (const Status status = map_.check_touch("reads_as", address, bytes); status != Status::ok) {
+    return status;
+  }
+  const cuda::CallScope scope(*api_, context_);
+  // Ordinary memory: cuMemcpyDtoHAsync then goes through a staging buffer of the driver's.
+  std::vector<std::uint8_t> copy(bytes);
+  cuda::Result result = api_->MemcpyDtoHAsync(copy.data(), pointer(address), bytes, stream_);
+  const cuda::Result done = api_->StreamSynchronize(stream_);
+  if (result == cuda::kSuccess) result = done;
+  if (result != cuda::kSuccess) return failed("cuMemcpyDtoHAsync", result, bytes);
+  *all = std::all_of(copy.begin(), copy.end(), [byte](std::uint8_t held) { return held == byte; });
   return Status::ok;
 }
 

@@ -40,7 +40,9 @@ class CudaDriver final : public Driver {
   [[nodiscard]] Status map(void* address, std::size_t bytes, Handle handle) override;
   [[nodiscard]] Status unmap(void* address, std::size_t bytes) override;
   [[nodiscard]] Status set_access(void* address, std::size_t bytes) override;
-  [[nodiscard]] Status scrub(void* address, std::size_t bytes) override;
+  [[nodiscard]] Status scrub(void* address, std::size_t bytes, std::uint8_t byte = 0) override;
+  [[nodiscard]] Status reads_as(std::uint8_t byte, const void* address, std::size_t bytes,
+                                bool* all) override;
   [[nodiscard]] bool fresh_memory_is_zero() const noexcept override;
   [[nodiscard]] Status event_passed(Event event, bool* passed) override;
   [[nodiscard]] Status memory_info(MemoryInfo* info) override;

@@ -197,12 +197,22 @@ int HostDriver::open_runs(std::uintptr_t first, std::uintptr_t end) const {
   return error;
 }
 
-Status HostDriver::scrub(void* address, std::size_t bytes) {
+Status HostDriver::scrub(void* address, std::size_t bytes, std::uint8_t byte) {
   if (const Status status = check_ready("scrub"); status != Status::ok) return status;
   if (const Status status = map_.check_touch("scrub", address, bytes); status != Status::ok) {
     return status;
   }
-  std::memset(address, 0, bytes);
+  std::memset(address, byte, bytes);
+  return Status::ok;
+}
+
+Status HostDriver::reads_as(std::uint8_t byte, const void* address, std::size_t bytes, bool* all) {
+  if (const Status status = check_ready("reads_as"); status != Status::ok) return status;
+  if (const Status status = map_.check_touch("reads_as", address, bytes); status != Status::ok) {
+    return status;
+  }
+  const auto* const first = static_cast<const std::uint8_t*>(address);
+  *all = std::all_of(first, first + bytes, [byte](std::uint8_t held) { return held == byte; });
   return Status::ok;
 }
 

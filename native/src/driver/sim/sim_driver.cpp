@@ -65,7 +65,7 @@ Status SimDriver::create(std::size_t bytes, Handle* handle) {
   if (const Status status = state.map.add_handle(made, bytes); status != Status::ok) {
     return status;
   }
-  if (state.options.fresh_memory_is_zero) state.zero[made.value].add(0, bytes);
+  if (state.options.fresh_memory_is_zero) state.known[made.value][0].add(0, bytes);
   state.last_handle = made.value;
   state.peak_created = std::max(state.peak_created, state.map.created_bytes());
   *handle = made;
@@ -79,7 +79,7 @@ Status SimDriver::destroy(Handle handle, std::size_t bytes) {
   const Status status = state.judge(state.map.check_destroy(handle, bytes));
   if (status != Status::ok) return status;
   state.map.remove_handle(handle);
-  state.zero.erase(handle.value);
+  state.known.erase(handle.value);
   return Status::ok;
 }
 
@@ -115,16 +115,28 @@ Status SimDriver::set_access(void* address, std::size_t bytes) {
   return status;
 }
 
-Status SimDriver::scrub(void* address, std::size_t bytes) {
+Status SimDriver::scrub(void* address, std::size_t bytes, std::uint8_t byte) {
   State& state = *state_;
   const std::lock_guard lock(state.mutex);
   if (const Status status = state.begin(Call::scrub, bytes); status != Status::ok) return status;
   const Status status = state.judge(state.map.check_touch("scrub", address, bytes));
   if (status != Status::ok) return status;
-  state.for_each_part(address, bytes, [](ByteRanges& zero, std::size_t begin, std::size_t end) {
-    zero.add(begin, end);
+  state.for_each_part(address, bytes, [=](KnownBytes& known, std::size_t begin, std::size_t end) {
+    forget(known, begin, end);
+    known[byte].add(begin, end);
   });
   return Status::ok;
+}
+
+Status SimDriver::reads_as(std::uint8_t byte, const void* address, std::size_t bytes, bool* all) {
+  State& state = *state_;
+  const std::lock_guard lock(state.mutex);
+  if (const Status status = state.begin(Call::reads_as, bytes); status != Status::ok) {
+    return status;
+  }
+  const Status status = state.judge(state.map.check_touch("reads_as", address, bytes));
+  if (status == Status::ok) *all = state.is_known_as(byte, address, bytes);
+  return status;
 }
 
 bool SimDriver::fresh_memory_is_zero() const noexcept {

@@ -44,21 +44,17 @@ Status SimDriver::touch(const void* address, std::size_t bytes) {
   const std::lock_guard lock(state.mutex);
   const Status status = state.judge(state.map.check_touch("touch", address, bytes));
   if (status != Status::ok) return status;
-  state.for_each_part(address, bytes, [](ByteRanges& zero, std::size_t begin, std::size_t end) {
-    zero.remove(begin, end);
+  state.for_each_part(address, bytes, [](KnownBytes& known, std::size_t begin, std::size_t end) {
+    forget(known, begin, end);
   });
   return Status::ok;
 }
 
-bool SimDriver::reads_as_zero(const void* address, std::size_t bytes) const {
+bool SimDriver::is_all(std::uint8_t byte, const void* address, std::size_t bytes) const {
   State& state = *state_;
   const std::lock_guard lock(state.mutex);
   if (state.judge(state.map.check_touch("read", address, bytes)) != Status::ok) return false;
-  bool all = true;
-  state.for_each_part(address, bytes, [&](ByteRanges& zero, std::size_t begin, std::size_t end) {
-    all = all && zero.contains(begin, end);
-  });
-  return all;
+  return state.is_known_as(byte, address, bytes);
 }
 
 SimDriver::Snapshot SimDriver::snapshot() const {
@@ -70,8 +66,8 @@ SimDriver::Snapshot SimDriver::snapshot() const {
     Snapshot::Allocation& copied = copy.handles[handle];
     copied.bytes = allocation.bytes;
     copied.mapped = allocation.mapped;
-    if (const auto zero = state.zero.find(handle); zero != state.zero.end()) {
-      copied.zero = zero->second.ranges();
+    if (const auto known = state.known.find(handle); known != state.known.end()) {
+      for (const auto& [byte, ranges] : known->second) copied.known[byte] = ranges.ranges();
     }
   }
   for (const auto& [address, mapping] : state.map.mappings()) {

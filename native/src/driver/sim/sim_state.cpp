@@ -6,14 +6,19 @@ namespace kvcached {
 namespace {
 
 constexpr std::array<const char*, SimDriver::kCalls> kNames{
-    "probe", "reserve",    "unreserve", "create",       "destroy",     "map",
-    "unmap", "set_access", "scrub",     "event_passed", "memory_info",
+    "probe", "reserve",    "unreserve", "create",   "destroy",      "map",
+    "unmap", "set_access", "scrub",     "reads_as", "event_passed", "memory_info",
 };
 
 // Outside what 57-bit address spaces can hold on any side: a use as a pointer faults for sure.
 constexpr std::uintptr_t kFirstAddress = std::uintptr_t{1} << 60;
 
 }  // namespace
+
+void forget(KnownBytes& known, std::size_t begin, std::size_t end) {
+  for (auto& [byte, ranges] : known) ranges.remove(begin, end);
+  std::erase_if(known, [](const auto& entry) { return entry.second.ranges().empty(); });
+}
 
 SimDriver::State::State(const Options& given)
     : options(given), capacity(given.capacity_bytes), next_address(kFirstAddress) {
@@ -41,6 +46,15 @@ Status SimDriver::State::begin(Call call, std::size_t bytes) {
     return judge(error.set(Status::invalid_argument, "%s: probe() was not called", kNames[index]));
   }
   return Status::ok;
+}
+
+bool SimDriver::State::is_known_as(std::uint8_t byte, const void* address, std::size_t bytes) {
+  bool all = true;
+  for_each_part(address, bytes, [&](KnownBytes& held, std::size_t begin, std::size_t end) {
+    const auto found = held.find(byte);
+    all = all && found != held.end() && found->second.contains(begin, end);
+  });
+  return all;
 }
 
 Status SimDriver::State::judge(Status status) {

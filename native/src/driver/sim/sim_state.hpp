@@ -16,6 +16,13 @@
 
 namespace kvcached {
 
+/// The bytes of one handle that hold a value, by value.
+using KnownBytes = std::map<std::uint8_t, ByteRanges>;
+
+/// Makes a part's value unknown. A value that nothing holds any more is no entry, so that equal
+/// contents are equal maps.
+void forget(KnownBytes& known, std::size_t begin, std::size_t end);
+
 /// What a SimDriver knows. The mutex guards all the rest.
 struct SimDriver::State {
   // A failure that is still to come.
@@ -30,7 +37,7 @@ struct SimDriver::State {
   /// Accounts for a call: counts it, lets its time pass, and finds the failure scripted for it.
   [[nodiscard]] Status begin(Call call, std::size_t bytes);
 
-  /// Calls `use(zero bytes of a handle, begin, end)` for each part of an accessible range, in the
+  /// Calls `use(known bytes of a handle, begin, end)` for each part of an accessible range, in the
   /// handle's own offsets.
   template <typename Use>
   void for_each_part(const void* address, std::size_t bytes, Use use) {
@@ -41,9 +48,12 @@ struct SimDriver::State {
     for (; at != map.mappings().end() && at->first < last; ++at) {
       const std::uintptr_t begin = std::max(first, at->first);
       const std::uintptr_t end = std::min(last, at->first + at->second.bytes);
-      if (begin < end) use(zero[at->second.handle], begin - at->first, end - at->first);
+      if (begin < end) use(known[at->second.handle], begin - at->first, end - at->first);
     }
   }
+
+  /// Whether every byte of an accessible range is known to be `byte`.
+  [[nodiscard]] bool is_known_as(std::uint8_t byte, const void* address, std::size_t bytes);
 
   /// Counts a refusal of the caller's arguments as a violation; returns its argument.
   Status judge(Status status);
@@ -52,8 +62,8 @@ struct SimDriver::State {
   const LastError error{};
   mutable std::mutex mutex;
   MemoryMap map{error};
-  // The bytes of each handle that read as zero, counted from its first.
-  std::map<std::uint64_t, ByteRanges> zero;
+  // The bytes of each handle whose value is known, counted from its first.
+  std::map<std::uint64_t, KnownBytes> known;
   std::size_t capacity;
   std::array<Latency, kCalls> latencies{};
   std::array<std::uint64_t, kCalls> counts{};

@@ -1,0 +1,154 @@
+"""KVCACHED_SANITY_CHECK=true: every step is checked against the page table before it runs."""
+
+from __future__ import annotations
+
+from array import array
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import torch
+from vllm.v1.kv_cache_interface import SlidingWindowSpec, UniformTypeKVCacheSpecs
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from vllm.v1.core.sched.output import SchedulerOutput
+    from vllm.v1.kv_cache_interface import KVCacheConfig
+
+    from kvcached import _C
+
+#: Blocks of one request, by KV cache group.
+_Blocks = list["array[int]"]
+
+
+class SanityError(RuntimeError):
+    """What is wrong with a step or with the memory, in one line. The engine must stop."""
+
+    def __init__(self, step: int, what: str) -> None:
+        super().__init__(f"kvcached: sanity check: step {step}: {what}")
+
+
+class StepCheck:
+    """Knows which blocks each request of a worker has, and looks them up before every step.
+
+    It follows vLLM's plans as vLLM's model runners do: the first plan with a request has all of its
+    blocks, later ones have the new blocks, and where a request was preempted all of them again.
+    """
+
+    def __init__(self, pager: _C.Pager, row: _C.Row, config: KVCacheConfig) -> None:
+        """`row` is that of the rank whose `pager` it is."""
+        facts = row.describe()
+        self._pager = pager
+        self._row = row
+        self._rank = facts["rank"]
+        self._num_blocks = facts["num_blocks"]
+        self._blocks_per_extent = facts["blocks_per_extent"]
+        self._windows = [_window_of(group.kv_cache_spec) for group in config.kv_cache_groups]
+        self._requests: dict[str, _Blocks] = {}
+
+    def check(self, plan: SchedulerOutput, step: int) -> None:
+        """Raises SanityError for the first block of step `step` that has no memory on this rank, or
+        where memory was written to after its release."""
+        if violation := self._pager.violation:
+            raise SanityError(step, f"rank {self._rank}: {violation}")
+        computed = self._follow(plan, step)
+        used = [
+            (name, torch.frombuffer(blocks, dtype=torch.int32)[first:])
+            for name, tokens in computed.items()
+            for blocks, first in self._in_reach(self._requests[name], tokens)
+            if first < len(blocks)
+        ]
+        if not used:
+            return
+        flags = torch.frombuffer(bytearray(self._row.committed()), dtype=torch.uint8).bool()
+        committed = flags.repeat_interleave(self._blocks_per_extent)[: self._num_blocks]
+        everything = torch.cat([blocks for _, blocks in used])
+        in_range = (everything >= 0) & (everything < self._num_blocks)
+        if in_range.all() and committed[everything].all():
+            return
+        for name, blocks in used:
+            for block in blocks.tolist():
+                self._judge(step, name, block)
+
+    def _follow(self, plan: SchedulerOutput, step: int) -> dict[str, int]:
+        """Takes a plan in; returns the requests that it computes and their tokens so far."""
+        for name in (*plan.finished_req_ids, *(plan.preempted_req_ids or ())):
+            self._requests.pop(name, None)
+        computed = {}
+        for new in plan.scheduled_new_reqs:
+            self._requests[new.req_id] = _arrays(new.block_ids)
+            computed[new.req_id] = new.num_computed_tokens
+        cached = plan.scheduled_cached_reqs
+        for name, blocks, tokens in zip(
+            cached.req_ids, cached.new_block_ids, cached.num_computed_tokens, strict=True
+        ):
+            if name in cached.resumed_req_ids:
+                self._requests[name] = _arrays(blocks or ())
+            elif name not in self._requests:
+                raise SanityError(
+                    step, f"rank {self._rank}: request {name!r} goes on, and no plan began it"
+                )
+            elif blocks is not None:
+                for have, more in zip(self._requests[name], blocks, strict=True):
+                    have.extend(more)
+            computed[name] = tokens
+        return computed
+
+    def _in_reach(self, blocks: _Blocks, tokens: int) -> Iterable[tuple[array[int], int]]:
+        """Each group's blocks, and the first of them that attention still reads.
+
+        What has left a sliding window is freed, and no plan says so: vLLM's
+        SlidingWindowManager.get_num_skipped_tokens() is computed here again.
+        """
+        for have, (window, size) in zip(blocks, self._windows, strict=False):
+            skipped = max(0, tokens - window + 1) if window else 0
+            yield have, skipped // size
+
+    def _judge(self, step: int, name: str, block: int) -> None:
+        who = f"request {name!r} uses block {block}"
+        if not 0 <= block < self._num_blocks:
+            raise SanityError(
+                step, f"rank {self._rank}: {who}, and there are {self._num_blocks} blocks"
+            )
+        extent = block // self._blocks_per_extent
+        state = self._row.state(extent)
+        if state == "committed":
+            return
+        if state == "releasing" and 0 < step <= self._row.fence(extent):
+            # Freed since the step was planned, by an abort for instance, and its memory waits for
+            # just that step.
+            return
+        raise SanityError(step, f"rank {self._rank}: {who} of extent {extent}, which is {state}")
+
+
+def _arrays(groups: Sequence[list[int]]) -> _Blocks:
+    return [array("i", blocks) for blocks in groups]
+
+
+def _window_of(spec: Any) -> tuple[int, int]:
+    """(tokens of the sliding window, or 0; tokens of a block) of a group."""
+    if isinstance(spec, UniformTypeKVCacheSpecs):
+        spec = next(iter(spec.kv_cache_specs.values()))
+    # A FullAttentionSpec may name a window, too: its blocks are kept all the same.
+    window = spec.sliding_window if type(spec) is SlidingWindowSpec else 0
+    return window, spec.block_size
+
+
+def check_owners(step: int, requests: Iterable[str], manager: Any) -> None:
+    """Raises SanityError where more of the running `requests` use a block than are counted as its
+    users, so that it may be free, or somebody else's. `manager` is vLLM's KV cache manager."""
+    users: Counter[int] = Counter()
+    last: dict[int, str] = {}
+    for name in requests:
+        for group in manager.get_block_ids(name):
+            users.update(group)
+            last.update(dict.fromkeys(group, name))
+    pool = manager.block_pool
+    users.pop(pool.null_block.block_id, None)
+    for block, count in users.items():
+        if count > pool.blocks[block].ref_cnt:
+            raise SanityError(
+                step,
+                f"request {last[block]!r} uses block {block}, which {count} requests use and "
+                f"{pool.blocks[block].ref_cnt} own",
+            )
