@@ -150,6 +150,19 @@ def vllm(session: nox.Session) -> None:
     session.run("pytest", "-v", "--durations=10", "integration-tests", *arguments)
 
 
+@nox.session(name="vllm-0.26", python="3.12")
+def vllm_026(session: nox.Session) -> None:
+    """The contract with vLLM 0.26, over its real CUDA build, which loads without a GPU. Downloads
+    several GB. Beside a GPU, what needs one runs, too."""
+    session.install("vllm==0.26.0", "pytest")
+    wheels = _wheels(session)
+    session.install(*wheels)
+    session.install("--force-reinstall", "--no-deps", *wheels)
+    tests = ("allocation", "coordinator", "kv_placement", "sanity", "supply", "warm_up")
+    files = [f"kvcached-vllm/tests/test_{name}.py" for name in (*tests, "working_memory")]
+    session.run("pytest", "-q", *files)
+
+
 @nox.session(name="vllm-slow", venv_backend="none")
 def vllm_slow(session: nox.Session) -> None:
     """Every integration test, the slow ones too."""

@@ -1,14 +1,14 @@
 """The same tokens: every way of running vLLM here, elastic against vanilla.
 
-A *feature* is a set of engine arguments and variables (benchmarks/tokens_features.py). Each is served
-by a vanilla engine and by an elastic one, in processes of their own, with `--requests` requests that
-share prefixes, cross the chunk size and end one after the other. Engines run `--parallel` at a time.
-What differs is counted, and so is what differs between two vanilla runs (`--twice`): where an engine
-does not repeat itself, elastic may differ as much.
+A *feature* is a set of engine arguments and variables (benchmarks/tokens_features.py). Each is
+served by a vanilla engine and by an elastic one under KVCACHED_SANITY_CHECK, in processes of their
+own, with `--requests` requests that share prefixes, cross the chunk size and end one after the
+other. Engines run `--parallel` at a time. What differs is counted, and so is what differs between
+two vanilla runs (`--twice`): where an engine does not repeat itself, elastic may differ as much.
 
   distinct  different answers among vanilla's: where there are few, equality proves nothing
-  equal     requests with the same tokens, as a share of all
   seconds   from the process's start to its end: not a measure of speed, others run beside it
+  median    requests with the same tokens, as a share of all
 
 Features whose vanilla engine is the same are compared with one run of it.
 """
@@ -177,7 +177,9 @@ def measure(report: Report, options: argparse.Namespace) -> bool:
                     for label, feature in wanted.items()
                 }
             elastic = {
-                label: pool.submit(run, f"{label}-elastic", feature, True, model, options, directory)
+                label: pool.submit(
+                    run, f"{label}-elastic", feature, True, model, options, directory
+                )
                 for label, feature in wanted.items()
             }
             complete = True

@@ -4,6 +4,7 @@ later versions."""
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import pytest
 import torch
@@ -78,7 +79,7 @@ def test_packed_pages_of_a_block_lie_together_and_cover_the_region_once() -> Non
     )
     assert covered[0][0] == 0
     assert covered[-1][1] == 3 * BLOCKS * PAGE
-    assert all(one[1] == other[0] for one, other in zip(covered, covered[1:], strict=False))
+    assert all(one[1] == other[0] for one, other in itertools.pairwise(covered))
 
 
 def test_only_what_finds_its_pages_by_the_stride_is_packed() -> None:

@@ -8,7 +8,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 
 class RegionForZeros(TorchFunctionMode):  # type: ignore[misc]
@@ -20,7 +20,7 @@ class RegionForZeros(TorchFunctionMode):  # type: ignore[misc]
     """
 
     def __init__(
-        self, expected: list[tuple[int, Callable[[], torch.Tensor]]], device: torch.device
+        self, expected: Sequence[tuple[int, Callable[[], torch.Tensor]]], device: torch.device
     ) -> None:
         """`expected`: the size in bytes of each call, in order, and what makes its tensor."""
         super().__init__()

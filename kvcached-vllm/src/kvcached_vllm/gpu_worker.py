@@ -28,9 +28,10 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("vllm.kvcached")
 
-#: GPUs whose memory is HBM, by compute capability: Ampere's, Hopper's and Blackwell's server chips.
-#: On an H200 attention over a block-major cache takes 1% longer, and growth 30 times less; on a chip
-#: with less bandwidth (a GB10) a third longer was published. See docs/benchmarks.md.
+#: GPUs whose memory is HBM, by compute capability: Ampere's, Hopper's and Blackwell's server
+#: chips. On an H200 attention over a block-major cache takes 1% longer, and growth a thirtieth of
+#: the time; on a chip with less bandwidth (a GB10) a third longer was published. See
+#: docs/how-it-works.md.
 _WIDE_MEMORY = {(8, 0), (9, 0), (10, 0), (10, 3)}
 #: Of the device's memory, so little that vLLM's look at what is free never fails.
 _HARDLY_ANY = 0.001
