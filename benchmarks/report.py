@@ -75,6 +75,7 @@ class Report:
         self._machine = machine.facts()
         self._rows: list[Row] = []
         self._facts: dict[str, object] = {}
+        self._failures: list[str] = []
 
     def add(self, row: Row) -> None:
         self._rows.append(row)
@@ -82,6 +83,10 @@ class Report:
     def note(self, **facts: object) -> None:
         """Facts about the whole run, for the JSON."""
         self._facts.update(facts)
+
+    def fail(self, reason: str) -> None:
+        """Something went wrong that no row tells, and what was measured does not stand alone."""
+        self._failures.append(reason)
 
     def show(self, title: str) -> None:
         """Prints the rows. Figures are medians with their quartiles."""
@@ -125,14 +130,15 @@ class Report:
             "load_average_at_end": machine.facts()["load_average"],
             "versions": machine.versions(),
             **self._facts,
-            "passed": all(row.passed is not False for row in self._rows),
+            "failures": self._failures,
+            "passed": not self._missed,
             "rows": [row.as_dict() for row in self._rows],
         }
         path.write_text(json.dumps(document, indent=1, default=str) + "\n")
 
     def finish(self, title: str) -> int:
         """Prints, writes where `--json` asks for it, and returns the program's exit status: 1
-        where a target was missed."""
+        where a target was missed or something failed."""
         self.show(title)
         wanted = self._arguments.get("json")
         if wanted is not None:
@@ -141,7 +147,13 @@ class Report:
             path = own if wanted == _OWN_NAME else Path(wanted)
             self.write(path)
             print(f"written: {path}")
-        return int(any(row.passed is False for row in self._rows))
+        for reason in self._failures:
+            print(f"FAILED: {reason}")
+        return int(self._missed)
+
+    @property
+    def _missed(self) -> bool:
+        return bool(self._failures) or any(row.passed is False for row in self._rows)
 
 
 def arguments_of(description: str) -> argparse.ArgumentParser:
