@@ -13,14 +13,10 @@ def steady(rate: float, seconds: float, seed: int) -> list[float]:
 
 def up_and_down(peak: float, seconds: float, seed: int) -> list[float]:
     """A Poisson process whose rate climbs from 0 to `peak` requests a second and back."""
-    return _thinned(
-        lambda moment: peak * (1 - abs(2 * moment / seconds - 1)), peak, seconds, seed
-    )
+    return _thinned(lambda moment: peak * (1 - abs(2 * moment / seconds - 1)), peak, seconds, seed)
 
 
-def _thinned(
-    rate: Callable[[float], float], most: float, seconds: float, seed: int
-) -> list[float]:
+def _thinned(rate: Callable[[float], float], most: float, seconds: float, seed: int) -> list[float]:
     # Lewis and Shedler's thinning, Naval Research Logistics Quarterly 26 (1979), 403-413.
     generator = random.Random(seed)
     moments: list[float] = []

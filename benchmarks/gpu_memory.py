@@ -29,8 +29,7 @@ def _devices() -> list[object]:
 
         pynvml.nvmlInit()
         return [
-            pynvml.nvmlDeviceGetHandleByIndex(index)
-            for index in range(pynvml.nvmlDeviceGetCount())
+            pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())
         ]
     except ImportError:
         return []

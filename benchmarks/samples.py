@@ -22,6 +22,10 @@ class Samples:
     def median(self) -> float:
         return statistics.median(self.values)
 
+    @property
+    def mean(self) -> float:
+        return statistics.fmean(self.values)
+
     def percentile(self, percent: float) -> float:
         """The value that `percent` per cent of the samples do not exceed; interpolated."""
         ordered = sorted(self.values)

@@ -54,9 +54,7 @@ def _held(readings: Sequence[Reading]) -> int:
 
 
 def _gpu(runs: list[Run], moment: _Moment) -> Samples:
-    return Samples(
-        "MiB", [max(reading.gpu or 0 for reading in moment(run)) / _MIB for run in runs]
-    )
+    return Samples("MiB", [max(reading.gpu or 0 for reading in moment(run)) / _MIB for run in runs])
 
 
 def _difference(one: Samples, other: Samples) -> Samples:

@@ -93,7 +93,11 @@ class Run:
         speeds = ", ".join(f"{speed:,.0f}" for speed in self.of_rounds("output_tokens_per_second"))
         parts = [f"ready in {self.seconds_to_ready:.1f} s", f"{speeds} output tokens/s"]
         if self.report["steady"]:
-            ttft = ", ".join(f"{value:,.1f}" for value in self.percentile("steady", "ttft", 50, 1e3))
-            tpot = ", ".join(f"{value:,.2f}" for value in self.percentile("steady", "tpot", 99, 1e3))
+            ttft = ", ".join(
+                f"{value:,.1f}" for value in self.percentile("steady", "ttft", 50, 1e3)
+            )
+            tpot = ", ".join(
+                f"{value:,.2f}" for value in self.percentile("steady", "tpot", 99, 1e3)
+            )
             parts.append(f"steady: TTFT p50 {ttft} ms, TPOT p99 {tpot} ms")
         return "; ".join(parts)
