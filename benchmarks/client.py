@@ -1,9 +1,9 @@
 """The program in a client's process: puts requests to one server when they are due, whatever the
 server does with those before, and notes when tokens come back.
 
-Started with two arguments, the order's file and the file for what was seen. When it is ready it says
-so in a line, and reads the moment to start, of time.time(), from its input. Each server has a client
-of its own, so that one busy server delays nobody else's clock.
+Started with two arguments, the order's file and the file for what was seen. When it is ready it
+says so in a line, and reads the moment to start, of time.time(), from its input. Each server has a
+client of its own, so that one busy server delays nobody else's clock.
 """
 
 from __future__ import annotations

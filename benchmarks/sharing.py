@@ -165,7 +165,10 @@ def add_rows(report: Report, outcomes: dict[str, Outcome]) -> None:
         report.add(Row(name, figure, target, found))
 
     def absolute(name: str, found: dict[str, Samples], target: Target) -> None:
-        report.add(Row(name, found.get("shared") or found["split"], target, found))
+        if "shared" in found:
+            report.add(Row(name, found["shared"], target, found))
+        else:
+            report.add(Row(name, found["split"], parts=found))
 
     each = outcomes.items()
     compare("TTFT mean", {kind: found.means("ttft") for kind, found in each})
