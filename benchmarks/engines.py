@@ -34,11 +34,12 @@ def environment(rows: Path, variables: Mapping[str, str]) -> dict[str, str]:
 
 
 def chosen() -> dict[str, str]:
-    """The variables of this process's environment that engines and kvcached listen to."""
+    """The variables of this process's environment that engines and kvcached listen to; places on
+    this machine's disk are nobody else's business."""
     return {
         name: value
         for name, value in sorted(os.environ.items())
-        if name.startswith(("VLLM_", "KVCACHED_", "CUDA_"))
+        if name.startswith(("VLLM_", "KVCACHED_")) and not value.startswith("/")
     }
 
 

@@ -212,7 +212,7 @@ def measure(report: Report, options: argparse.Namespace) -> None:
                 outcomes[kind] = run(kind, options, Path(name))
             except EngineFailed as failure:
                 print(failure, file=sys.stderr)
-                report.fail(str(failure).splitlines()[0])
+                report.fail(kind, str(failure).splitlines()[0])
     if not outcomes:
         raise EngineFailed("no kind of servers could be measured")
     add_rows(report, outcomes)

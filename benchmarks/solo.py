@@ -136,13 +136,13 @@ def measure(report: Report, options: argparse.Namespace) -> None:
                 raise
             # What was measured before is not thrown away, and the failure is in the result.
             print(failure, file=sys.stderr)
-            report.fail(str(failure).splitlines()[0])
+            report.fail("the pairs after these", str(failure).splitlines()[0])
             runs = {engine: found[:pairs] for engine, found in runs.items()}
     solo_speed.add_rows(report, runs["elastic"], runs["vanilla"])
     solo_memory.add_rows(report, runs["elastic"], runs["vanilla"])
     report.note(
         runs=[
-            {"engine": name, **run.report, "memory": run.timeline}
+            {"engine": name, **run.report, "memory": run.timeline, "phases": run.phases}
             for name, found in runs.items()
             for run in found
         ]

@@ -72,6 +72,22 @@ class Run:
         ]
 
     @property
+    def phases(self) -> dict[str, list[list[float]]]:
+        """[begin, end] of every round of a phase, in seconds since the start."""
+        played = {"warm-up": [self.report["warm_up"]], "bursts": self.report["rounds"]}
+        if "ramp" in self.report:
+            played["ramp"] = [self.report["ramp"]]
+        if self.report["steady"]:
+            played["steady"] = self.report["steady"]
+        return {
+            name: [
+                [round(turn[moment] - self.started, 2) for moment in ("began", "ended")]
+                for turn in turns
+            ]
+            for name, turns in played.items()
+        }
+
+    @property
     def timeline(self) -> list[list[float | None]]:
         """[seconds since the start, GPU MiB, KV MiB] for a plot."""
         points: list[list[float | None]] = []
