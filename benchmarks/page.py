@@ -77,8 +77,18 @@ def section(path: Path, document: Mapping[str, Any]) -> str:
 def command(document: Mapping[str, Any]) -> str:
     """What was typed, with the variables that mattered."""
     variables = document.get("environment") or {}
-    typed = document.get("command") or f"python -m benchmarks.{document['benchmark']}"
+    typed = document.get("command") or " ".join(_words_of(document))
     return " ".join([*(f"{name}={value}" for name, value in variables.items()), typed])
+
+
+def _words_of(document: Mapping[str, Any]) -> list[str]:
+    # Results from before the command was written down have every option, defaults too.
+    words = [f"python -m benchmarks.{document['benchmark']}"]
+    for name, value in document["arguments"].items():
+        if name == "json" or value is False:
+            continue
+        words.append(f"--{name}".replace("_", "-") + ("" if value is True else f" {value}"))
+    return words
 
 
 def _circumstances(path: Path, document: Mapping[str, Any]) -> str:

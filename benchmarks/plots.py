@@ -10,8 +10,9 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter, StrMethodFormatter
 
-COLOURS = ("#0e7490", "#c026d3", "#b45309", "#4d7c0f")
+COLOURS = ("#0e7490", "#c026d3", "#b45309", "#4d7c0f", "#be123c", "#4338ca")
 _GREY = "#475569"
 _SIDES = {"vanilla": _GREY, "elastic": COLOURS[0]}
 _DRAIN = re.compile(r"drain, (.+), peak of held over live")
@@ -34,7 +35,7 @@ def draw(document: Mapping[str, Any], into: Path, name: str) -> list[tuple[Path,
 def _figure(rows: int, columns: int, height: float) -> tuple[Figure, Any]:
     # A Figure of its own, not pyplot's: no window system is asked for anything.
     figure = Figure(figsize=(9, height), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False)
+    axes = figure.subplots(rows, columns, squeeze=False, sharex="all", sharey="row")
     for each in axes.flat:
         each.spines[["top", "right"]].set_visible(False)
         each.grid(axis="y", alpha=0.25)
@@ -74,28 +75,35 @@ def _sharing(document: Mapping[str, Any]) -> tuple[Figure, str] | None:
     if not kinds:
         return None
     figure, axes = _figure(2, len(kinds), 5.5)
+    arguments = document["arguments"]
+    part = arguments["kv_gib"] / arguments["servers"]
     for column, (kind, found) in enumerate(kinds.items()):
         above, below = axes[0][column], axes[1][column]
         for colour, (server, points) in zip(COLOURS, found["ttft"].items(), strict=False):
             above.scatter(*zip(*points, strict=True), s=5, color=colour, label=server)
         above.set_yscale("log")
+        above.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+        above.yaxis.set_minor_formatter(NullFormatter())
         above.set_title(kind)
-        _memory(below, found["memory"], list(found["ttft"]))
+        _memory(below, found["memory"], list(found["ttft"]), part)
         below.set_xlabel("seconds")
-        if column:
-            above.sharey(axes[0][0])
-            below.sharey(axes[1][0])
     axes[0][0].set_ylabel("time to first token, ms")
     axes[1][0].set_ylabel("memory, GiB")
     axes[0][0].legend(frameon=False, markerscale=2)
     return figure, "Time to first token of every request, and memory, over time"
 
 
-def _memory(axes: Axes, points: Sequence[Mapping[str, Any]], servers: Sequence[str]) -> None:
+def _memory(
+    axes: Axes, points: Sequence[Mapping[str, Any]], servers: Sequence[str], part: float
+) -> None:
+    """KV memory of every server, stacked; where nobody counts it, the `part` that each has."""
     times = [point["t"] for point in points]
-    if any(point["held"] for point in points):
-        held = [[point["held"].get(name, 0) / 1024 for point in points] for name in servers]
-        axes.stackplot(times, *held, colors=COLOURS, alpha=0.6)
+    counted = any(point["held"] for point in points)
+    held = [
+        [point["held"].get(name, 0) / 1024 if counted else part for point in points]
+        for name in servers
+    ]
+    axes.stackplot(times, *held, colors=COLOURS[: len(servers)], alpha=0.6)
     gpu = [(point["t"], point["gpu"] / 1024) for point in points if point["gpu"] is not None]
     if gpu:
         axes.plot(*zip(*gpu, strict=True), color=_GREY, label="GPU, in all")

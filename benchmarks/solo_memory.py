@@ -131,6 +131,9 @@ def _add_growth(report: Report, elastic: list[Run]) -> None:
             name: Samples("ms", [turn[name] / 1e6 for turn in turns])
             for name in ("longest_wait_ns", "wait_ns")
         }
+        if judged:
+            together = [run.report[phase]["most_at_once"] for run in elastic]
+            report.add(Row(f"{phase}: sequences at once, at most", Samples("", together)))
         report.add(Row(f"{phase}: extents committed", committed, facts={"counters": turns}))
         report.add(Row(f"{phase}: of them waited for", waited))
         report.add(

@@ -14,6 +14,12 @@ SPEED = Target(at_least=0.99 if HAS_GPU else 0.98)
 FIRST_TOKEN = Target(at_most=1.02)
 BETWEEN_TOKENS = Target(at_most=1.03)
 READY = Target(at_most=1.0)
+_STEADY: tuple[tuple[str, str, float, Target | None], ...] = (
+    ("TTFT", "ttft", 50, FIRST_TOKEN),
+    ("TTFT", "ttft", 99, None),
+    ("TPOT", "tpot", 50, None),
+    ("TPOT", "tpot", 99, BETWEEN_TOKENS),
+)
 
 
 def add_rows(report: Report, elastic: list[Run], vanilla: list[Run]) -> None:
@@ -31,25 +37,18 @@ def add_rows(report: Report, elastic: list[Run], vanilla: list[Run]) -> None:
     compare("output tokens/s", "/s", lambda run: run.of_rounds("output_tokens_per_second"), SPEED)
     compare("burst: TTFT p50", "ms", lambda run: run.percentile("rounds", "ttft", 50, 1e3))
     compare("burst: TPOT p99", "ms", lambda run: run.percentile("rounds", "tpot", 99, 1e3))
-    if all(turn["ttft"] for run in (*elastic, *vanilla) for turn in run.report["steady"][:1]):
-        _add_steady(compare if elastic[0].report["steady"] else None)
-    compare("processor time", "s", lambda run: run.of_rounds("processor_seconds"))
-    compare("time to ready", "s", lambda run: [run.seconds_to_ready], READY)
-    _note_tokens(report, elastic, vanilla)
-
-
-def _add_steady(compare: Callable[..., None] | None) -> None:
-    if compare is None:
-        return
-    for name, key in (("TTFT", "ttft"), ("TPOT", "tpot")):
-        for percent in (50, 99):
-            target = {("TTFT", 50): FIRST_TOKEN, ("TPOT", 99): BETWEEN_TOKENS}.get((name, percent))
+    steady = [turn for run in (*elastic, *vanilla) for turn in run.report["steady"]]
+    if steady and all(turn["ttft"] for turn in steady):
+        for name, key, percent, target in _STEADY:
             compare(
                 f"steady: {name} p{percent}",
                 "ms",
                 lambda run, key=key, percent=percent: run.percentile("steady", key, percent, 1e3),
                 target,
             )
+    compare("processor time", "s", lambda run: run.of_rounds("processor_seconds"))
+    compare("time to ready", "s", lambda run: [run.seconds_to_ready], READY)
+    _note_tokens(report, elastic, vanilla)
 
 
 def _note_tokens(report: Report, elastic: list[Run], vanilla: list[Run]) -> None:
