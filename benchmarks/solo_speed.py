@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from benchmarks.gpu_memory import HAS_GPU
 from benchmarks.report import Report, Row, Target
@@ -43,7 +44,7 @@ def add_rows(report: Report, elastic: list[Run], vanilla: list[Run]) -> None:
             compare(
                 f"steady: {name} p{percent}",
                 "ms",
-                lambda run, key=key, percent=percent: run.percentile("steady", key, percent, 1e3),
+                partial(Run.percentile, phase="steady", name=key, percent=percent, scale=1e3),
                 target,
             )
     compare("processor time", "s", lambda run: run.of_rounds("processor_seconds"))
