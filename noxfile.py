@@ -25,6 +25,7 @@ CLANG_FORMAT = "clang-format==23.1.5"
 LINT = ("ruff==0.17.6", "mypy==2.4.1", "types-psutil", "nox")
 # What the checked code imports and mypy follows; engines and PyTorch it does not.
 TYPED = (
+    "aiohttp",
     "httpx",
     "pluggy",
     "prometheus_client",
@@ -184,10 +185,11 @@ def demo(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """A benchmark: `nox -s bench -- pool`, `pager`, `solo`, `ledger` or `reclaim`, with its own
-    options behind."""
+    """A benchmark: `nox -s bench -- NAME`, with its own options behind. `page` makes
+    docs/benchmarks.md of the results that are there."""
     if not session.posargs:
-        session.error("name a benchmark: nox -s bench -- pool|pager|solo|ledger|reclaim [OPTIONS]")
+        names = "pool|pager|ledger|reclaim|solo|sharing|stranger|page"
+        session.error(f"name a benchmark: nox -s bench -- {names} [OPTIONS]")
     session.install("cmake", "ninja")  # `ledger` builds a native program
     _vllm_environment(session, "benchmarks/requirements.txt")
     name, *options = session.posargs

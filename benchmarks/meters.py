@@ -1,21 +1,35 @@
-"""Watches an engine's memory from outside, while it runs."""
+"""Watches engines' memory from outside, while they run."""
 
 from __future__ import annotations
 
-import subprocess
 import threading
 import time
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
 
+from benchmarks.gpu_memory import GpuMemory
 from kvcached import _C
 
-#: Seconds between two looks at the page table and at resident memory.
+#: Seconds between two looks.
 INTERVAL = 0.05
-#: Seconds between two calls of nvidia-smi, which takes a processor for a while.
-GPU_INTERVAL = 1.0
+_LONGEST = "longest_wait_ns"
+#: A row's counters that a benchmark may ask for.
+_COUNTERS = (
+    "commits",
+    "releases",
+    "denials",
+    "commit_ns",
+    "release_ns",
+    "waits",
+    "waited_extents",
+    "exposed_extents",
+    "wait_ns",
+    _LONGEST,
+)
 
 
 @dataclass(frozen=True)
@@ -26,36 +40,55 @@ class Reading:
     held: int | None
     """KV cache that the pagers of all ranks hold."""
     resident: int
-    """Resident memory of the engine's processes; pages that two share count twice."""
+    """Resident memory of the engines' processes; pages that two share count twice."""
     gpu: int | None
     """Used on all GPUs, by whomever."""
+    held_by: dict[str, int] = field(default_factory=dict)
+    """KV cache by KVCACHED_IPC_NAME."""
+    counters: dict[str, int] = field(default_factory=dict)
+    """Sums over the rows; the longest wait is the longest of all."""
 
 
 class Meter(threading.Thread):
-    """Reads until stop(); `rows` is the engine's own directory of page-table rows."""
+    """Reads until stop(); `rows` is the engines' own directory of page-table rows."""
 
-    def __init__(self, pid: int, rows: Path) -> None:
+    def __init__(self, pids: Sequence[int], rows: Path) -> None:
         super().__init__(daemon=True)
         self.readings: list[Reading] = []
-        self._process = psutil.Process(pid)
+        self._pids = pids
         self._rows = rows
         self._attached: dict[Path, _C.Row] = {}
         self._done = threading.Event()
-        self._has_gpu = True
-        self._gpu: int | None = None
-        self._gpu_at = 0.0
+        self._gpu = GpuMemory()
 
     def run(self) -> None:
         while not self._done.wait(INTERVAL):
-            self.readings.append(
-                Reading(time.time(), self._held(), self._resident(), self._gpu_used())
-            )
+            self.readings.append(self._read())
 
     def stop(self) -> None:
         self._done.set()
         self.join()
 
-    def _held(self) -> int | None:
+    def _read(self) -> Reading:
+        rows: list[dict[str, object]] = []
+        held: Counter[str] = Counter()
+        for path, row in self._elastic_rows():
+            rows.append(dict(row.describe()))
+            held[_group(path)] += int(str(rows[-1]["held_bytes"]))
+        return Reading(
+            time=time.time(),
+            held=sum(held.values()) if rows else None,
+            resident=self._resident(),
+            gpu=self._gpu.used(),
+            held_by=dict(held),
+            counters={
+                name: (max if name == _LONGEST else sum)(int(str(row[name])) for row in rows)
+                for name in _COUNTERS
+                if rows
+            },
+        )
+
+    def _elastic_rows(self) -> list[tuple[Path, _C.Row]]:
         for path in self._rows.glob("*.row"):
             if path not in self._attached:
                 try:
@@ -64,34 +97,24 @@ class Meter(threading.Thread):
                         self._attached[path] = row
                 except _C.Error:
                     continue  # not written yet, or just gone
-        if not self._attached:
-            return None
-        return sum(int(row.describe()["held_bytes"]) for row in self._attached.values())
+        return list(self._attached.items())
 
     def _resident(self) -> int:
         total = 0
-        try:
-            for process in (self._process, *self._process.children(recursive=True)):
+        for pid in self._pids:
+            try:
+                process = psutil.Process(pid)
+                family = [process, *process.children(recursive=True)]
+            except psutil.NoSuchProcess:
+                continue
+            for member in family:
                 try:
-                    total += process.memory_info().rss
+                    total += int(member.memory_info().rss)
                 except psutil.NoSuchProcess:
                     continue
-        except psutil.NoSuchProcess:
-            return 0
         return total
 
-    def _gpu_used(self) -> int | None:
-        if self._has_gpu and time.time() - self._gpu_at > GPU_INTERVAL:
-            self._gpu_at = time.time()
-            try:
-                done = subprocess.run(
-                    ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"],
-                    capture_output=True,
-                    text=True,
-                    timeout=10,
-                    check=True,
-                )
-                self._gpu = sum(int(line) for line in done.stdout.split()) << 20
-            except (OSError, subprocess.SubprocessError, ValueError):
-                self._has_gpu = False
-        return self._gpu
+
+def _group(row: Path) -> str:
+    # kvcached_GROUP-INSTANCE.RANK.row
+    return row.name.removeprefix("kvcached_").split("-")[0]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
+import sys
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -12,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import machine
-from benchmarks.samples import Samples
+from benchmarks.samples import Samples, number
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -22,10 +24,11 @@ _OWN_NAME = "-"
 
 @dataclass(frozen=True)
 class Target:
-    """The bound that a row's figure has to keep."""
+    """The bound that a row's figure has to keep: its median, or another percentile."""
 
     at_most: float | None = None
     at_least: float | None = None
+    percentile: float = 50
 
     def met_by(self, value: float) -> bool:
         return (self.at_most is None or value <= self.at_most) and (
@@ -33,15 +36,15 @@ class Target:
         )
 
     def __str__(self) -> str:
+        which = "" if self.percentile == 50 else f"p{self.percentile:g} "
         if self.at_most is not None:
-            return f"<= {self.at_most:g}"
-        return f">= {self.at_least:g}"
+            return f"{which}<= {self.at_most:g}"
+        return f"{which}>= {self.at_least:g}"
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table. `figure` is what the target, where there is one, is held against:
-    the median of its samples."""
+    """One line of the table. `figure` is what the target, where there is one, is held against."""
 
     name: str
     figure: Samples
@@ -52,7 +55,9 @@ class Row:
 
     @property
     def passed(self) -> bool | None:
-        return None if self.target is None else self.target.met_by(self.figure.median)
+        if self.target is None:
+            return None
+        return self.target.met_by(self.figure.percentile(self.target.percentile))
 
     def as_dict(self) -> dict[str, object]:
         return {
@@ -75,9 +80,14 @@ class Report:
         self._machine = machine.facts()
         self._rows: list[Row] = []
         self._facts: dict[str, object] = {}
+        self._failures: dict[str, str] = {}
 
     def add(self, row: Row) -> None:
         self._rows.append(row)
+
+    def fail(self, name: str, reason: str) -> None:
+        """A part that could not be measured; the others go on, and the target counts as missed."""
+        self._failures[name] = reason
 
     def note(self, **facts: object) -> None:
         """Facts about the whole run, for the JSON."""
@@ -99,9 +109,9 @@ class Report:
                 row.name,
                 *(_text(row.parts[name]) if name in row.parts else "" for name in parts),
                 _text(figure),
-                f"{_number(figure.percentile(25))} .. {_number(figure.percentile(75))}",
-                _number(figure.percentile(90)),
-                _number(figure.percentile(99)),
+                f"{number(figure.percentile(25))} .. {number(figure.percentile(75))}",
+                number(figure.percentile(90)),
+                number(figure.percentile(99)),
                 _verdict(row),
             )
         console = Console()
@@ -113,35 +123,44 @@ class Report:
             f"load when started {os_load(self._machine)}"
         )
 
-    def write(self, path: Path) -> None:
+    def write(self, path: Path, title: str) -> None:
         """Writes everything as JSON."""
         path.parent.mkdir(parents=True, exist_ok=True)
         document = {
             "benchmark": self._benchmark,
             "began": self._began.isoformat(timespec="seconds"),
             "ended": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "title": title,
+            "command": _command(self._benchmark),
             "arguments": self._arguments,
             "machine": self._machine,
             "load_average_at_end": machine.facts()["load_average"],
             "versions": machine.versions(),
             **self._facts,
-            "passed": all(row.passed is not False for row in self._rows),
+            "failures": self._failures,
+            "passed": self._passed,
             "rows": [row.as_dict() for row in self._rows],
         }
         path.write_text(json.dumps(document, indent=1, default=str) + "\n")
 
     def finish(self, title: str) -> int:
         """Prints, writes where `--json` asks for it, and returns the program's exit status: 1
-        where a target was missed."""
+        where a target was missed or a part could not be measured."""
         self.show(title)
+        for name, reason in self._failures.items():
+            print(f"not measured: {name}: {reason}")
         wanted = self._arguments.get("json")
         if wanted is not None:
             stamp = self._began.strftime("%Y-%m-%dT%H%M%SZ")
             own = RESULTS / f"{self._benchmark}-{stamp}.json"
             path = own if wanted == _OWN_NAME else Path(wanted)
-            self.write(path)
+            self.write(path, title)
             print(f"written: {path}")
-        return int(any(row.passed is False for row in self._rows))
+        return int(not self._passed)
+
+    @property
+    def _passed(self) -> bool:
+        return not self._failures and all(row.passed is not False for row in self._rows)
 
 
 def arguments_of(description: str) -> argparse.ArgumentParser:
@@ -162,6 +181,16 @@ def arguments_of(description: str) -> argparse.ArgumentParser:
     return parser
 
 
+def _command(benchmark: str) -> str:
+    """What was typed, less where the result went to."""
+    words = [word for word in sys.argv[1:] if not word.startswith("--json=")]
+    if "--json" in words:
+        at = words.index("--json")
+        has_path = at + 1 < len(words) and not words[at + 1].startswith("--")
+        del words[at : at + (2 if has_path else 1)]
+    return shlex.join(["python", "-m", f"benchmarks.{benchmark}", *words])
+
+
 def os_load(facts: dict[str, object]) -> str:
     """The load averages in one phrase."""
     loads = facts["load_average"]
@@ -169,17 +198,9 @@ def os_load(facts: dict[str, object]) -> str:
     return ", ".join(f"{load:.1f}" for load in loads)
 
 
-def _number(value: float) -> str:
-    if value == 0:
-        return "0"
-    if abs(value) < 10:
-        return f"{value:.3f}"
-    return f"{value:,.1f}" if abs(value) < 1000 else f"{value:,.0f}"
-
-
 def _text(samples: Samples) -> str:
     unit = "" if samples.unit == "ratio" else f" {samples.unit}"
-    return _number(samples.median) + unit
+    return number(samples.median) + unit
 
 
 def _verdict(row: Row) -> str:

@@ -22,6 +22,10 @@ class Samples:
     def median(self) -> float:
         return statistics.median(self.values)
 
+    @property
+    def mean(self) -> float:
+        return statistics.fmean(self.values)
+
     def percentile(self, percent: float) -> float:
         """The value that `percent` per cent of the samples do not exceed; interpolated."""
         ordered = sorted(self.values)
@@ -50,3 +54,12 @@ def ratios(ours: Samples, theirs: Samples) -> Samples:
     """Ours over theirs, pair by pair: neighbours in time share the machine's mood."""
     pairs = zip(ours.values, theirs.values, strict=True)
     return Samples("ratio", [mine / other for mine, other in pairs])
+
+
+def number(value: float) -> str:
+    """A value as tables show it: four digits or so."""
+    if value == 0:
+        return "0"
+    if abs(value) < 10:
+        return f"{value:.3f}"
+    return f"{value:,.1f}" if abs(value) < 1000 else f"{value:,.0f}"

@@ -1,41 +1,163 @@
-"""The program in an engine's process for benchmarks.solo: builds a vllm.LLM, generates in rounds,
-writes what it measured.
+"""The program in an engine's process for benchmarks.solo: builds vLLM's asynchronous engine, puts
+requests to it in phases, writes what it measured.
 
-Started with one argument, the order as JSON.
+Started with one argument, the order as JSON. The phases, in this order:
+
+  ramp     sequences that join one by one and all run together, into a cold cache
+  rounds   bursts: all requests at once
+  steady   requests at a rate, whatever the engine does with them
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import random
-import statistics
 import sys
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-#: Time after the last round for memory to go back, in seconds.
+from benchmarks import arrivals
+
+#: Quiet time between being ready and the first request: memory after the start is read there.
+QUIET_SECONDS = 1.0
+#: Time after the last request for memory to go back.
 IDLE_SECONDS = 2.5
 SHORTEST = 16
+#: Before the ramp, so that it does not meet kernels that were never loaded.
+_FIRST_REQUESTS = 4
 
 
-def prompts(order: dict[str, Any], turn: int, vocabulary: int) -> list[tuple[list[int], int]]:
-    """(prompt, output tokens) of one round's requests. Every round has prompts of its own, so
-    that no prefix is known from the round before."""
-    generator = random.Random(turn)
-    return [
-        (
-            [
-                generator.randrange(3, vocabulary)
-                for _ in range(generator.randint(SHORTEST, order["prompt_tokens"]))
-            ],
-            generator.randint(SHORTEST, order["output_tokens"]),
+@dataclass(frozen=True)
+class Request:
+    """A prompt, how many tokens are to follow, and when it is due: seconds from the start."""
+
+    prompt: list[int]
+    tokens: int
+    due: float = 0.0
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came back. Times are seconds."""
+
+    tokens: list[int]
+    began: float
+    ended: float
+    first_token_after: float
+    """From when it was due."""
+    between_tokens: float
+    late: float
+    """How long after it was due it was put to the engine."""
+
+
+class Prompts:
+    """Random ones, the same for the same order; none is a prefix of another."""
+
+    def __init__(self, order: dict[str, Any], vocabulary: int) -> None:
+        self._order = order
+        self._ids = range(3, vocabulary)
+
+    def request(self, generator: random.Random, due: float = 0.0, tokens: int = 0) -> Request:
+        """One request; `tokens` is the length of its answer, drawn where it is 0."""
+        length, answer = self._order["prompt_tokens"], self._order["output_tokens"]
+        if self._order["mixed"]:
+            length = generator.randint(SHORTEST, length)
+            answer = generator.randint(SHORTEST, answer)
+        return Request(generator.choices(self._ids, k=length), tokens or answer, due)
+
+    def burst(self, turn: int, count: int) -> list[Request]:
+        generator = random.Random(turn)
+        return [self.request(generator) for _ in range(count)]
+
+    def steady(self, turn: int) -> list[Request]:
+        generator = random.Random(f"steady {turn}")
+        due = arrivals.steady(self._order["rate"], self._order["steady_seconds"], turn)
+        return [self.request(generator, moment) for moment in due]
+
+    def ramp(self) -> list[Request]:
+        generator = random.Random("ramp")
+        count, seconds = self._order["ramp"], self._order["ramp_seconds"]
+        tokens = self._order["ramp_tokens"]
+        return [
+            self.request(generator, number * seconds / count, tokens) for number in range(count)
+        ]
+
+
+async def ask(engine: Any, name: str, request: Request, start: float) -> Answer:
+    """Puts one request to the engine when it is due and waits for all of its answer."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    await asyncio.sleep(max(0.0, start + request.due - time.perf_counter()))
+    late = time.perf_counter() - start - request.due
+    sampling = SamplingParams(
+        temperature=0,
+        max_tokens=request.tokens,
+        ignore_eos=True,
+        detokenize=False,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+    )
+    began = time.time()
+    async for output in engine.generate({"prompt_token_ids": request.prompt}, sampling, name):
+        final = output
+    tokens = list(final.outputs[0].token_ids)
+    if len(tokens) != request.tokens:
+        raise RuntimeError(f"{name}: {len(tokens)} tokens came, {request.tokens} were asked for")
+    seen = final.metrics
+    return Answer(
+        tokens=tokens,
+        began=began,
+        ended=time.time(),
+        first_token_after=late + seen.first_token_latency,
+        between_tokens=(seen.last_token_ts - seen.first_token_ts) / max(1, len(tokens) - 1),
+        late=late,
+    )
+
+
+async def play(engine: Any, phase: str, requests: Sequence[Request]) -> dict[str, Any]:
+    """Plays a phase and says how it went."""
+    processor = processor_seconds()
+    began, start = time.time(), time.perf_counter()
+    answers = await asyncio.gather(
+        *(
+            ask(engine, f"{phase}-{number}", request, start)
+            for number, request in enumerate(requests)
         )
-        for _ in range(order["requests"])
-    ]
+    )
+    seconds = time.perf_counter() - start
+    tokens = [answer.tokens for answer in answers]
+    return {
+        "began": began,
+        "ended": time.time(),
+        "seconds": seconds,
+        "requests": len(answers),
+        "most_at_once": most_at_once(answers),
+        "processor_seconds": processor_seconds() - processor,
+        "output_tokens": sum(map(len, tokens)),
+        "output_tokens_per_second": sum(map(len, tokens)) / seconds,
+        "ttft": [answer.first_token_after for answer in answers],
+        "tpot": [answer.between_tokens for answer in answers],
+        "late": max(answer.late for answer in answers),
+        "tokens": hashlib.sha256(json.dumps(tokens).encode()).hexdigest(),
+    }
+
+
+def most_at_once(answers: Sequence[Answer]) -> int:
+    """How many requests were under way at one moment, at most."""
+    changes = [(answer.began, 1) for answer in answers]
+    changes += [(answer.ended, -1) for answer in answers]
+    running = most = 0
+    for _, change in sorted(changes):
+        running += change
+        most = max(most, running)
+    return most
 
 
 def processor_seconds() -> float:
@@ -45,73 +167,62 @@ def processor_seconds() -> float:
     return float(sum(used.user + used.system for used in times))
 
 
-def generate(llm: Any, order: dict[str, Any], turn: int) -> dict[str, Any]:
-    """One round."""
-    from vllm import SamplingParams
-
-    requests = prompts(order, turn, llm.llm_engine.vllm_config.model_config.get_vocab_size())
-    texts = [{"prompt_token_ids": prompt} for prompt, _ in requests]
-    sampling = [
-        SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True, detokenize=False)
-        for _, tokens in requests
-    ]
-    processor = processor_seconds()
-    began, clock = time.time(), time.perf_counter()
-    outputs = llm.generate(texts, sampling, use_tqdm=False)
-    seconds = time.perf_counter() - clock
-    processor = processor_seconds() - processor
-    tokens = [list(output.outputs[0].token_ids) for output in outputs]
-    first = [output.metrics.first_token_latency for output in outputs]
-    return {
-        "began": began,
-        "ended": time.time(),
-        "seconds": seconds,
-        "processor_seconds": processor,
-        "output_tokens": sum(map(len, tokens)),
-        "output_tokens_per_second": sum(map(len, tokens)) / seconds,
-        "ttft_median": statistics.median(first),
-        "ttft": first,
-        "tokens": hashlib.sha256(json.dumps(tokens).encode()).hexdigest(),
-    }
-
-
-def kv_bytes(llm: Any) -> int:
-    """The size of the whole KV cache: memory in vanilla vLLM, address space if elastic."""
-    config = llm.llm_engine.vllm_config
+def cache_facts(config: Any) -> dict[str, Any]:
+    """The whole KV cache: memory in vanilla vLLM, address space if elastic."""
     model, parallel, cache = config.model_config, config.parallel_config, config.cache_config
     from vllm.utils.torch_utils import get_dtype_size, kv_cache_dtype_str_to_dtype
 
     dtype = kv_cache_dtype_str_to_dtype(cache.cache_dtype, model)
-    slots = cache.num_gpu_blocks * cache.block_size
     heads = model.get_num_kv_heads(parallel) * parallel.tensor_parallel_size
-    return int(
-        2
-        * slots
-        * heads
-        * model.get_head_size()
-        * model.get_num_layers(parallel)
-        * get_dtype_size(dtype)
-    )
-
-
-def main() -> None:
-    order = json.loads(sys.argv[1])
-    from vllm import LLM
-
-    llm = LLM(**order["engine"])
-    ready = time.time()
-    # The first round is not counted: it meets everything cold.
-    rounds = [generate(llm, order, turn) for turn in range(order["rounds"] + 1)]
-    time.sleep(IDLE_SECONDS)
-    report = {
-        "ready": ready,
-        "warm_up": rounds[0],
-        "rounds": rounds[1:],
-        "idle": time.time(),
-        "kv_bytes": kv_bytes(llm),
+    layers = model.get_num_layers(parallel)
+    a_token = 2 * heads * model.get_head_size() * layers * get_dtype_size(dtype)
+    return {
+        "kv_bytes": int(cache.num_gpu_blocks * cache.block_size * a_token),
+        "kv_bytes_per_token": int(a_token),
+        "keeps_prefixes": bool(cache.enable_prefix_caching),
     }
+
+
+async def measure(engine: Any, order: dict[str, Any]) -> dict[str, Any]:
+    """Plays every phase of the order."""
+    config = engine.vllm_config
+    prompts = Prompts(order, config.model_config.get_vocab_size())
+    report: dict[str, Any] = {"ready": time.time(), **cache_facts(config)}
+    await asyncio.sleep(QUIET_SECONDS)
+    report["first"] = await play(engine, "first", prompts.burst(-1, _FIRST_REQUESTS))
+    if order["ramp"]:
+        report["ramp"] = await play(engine, "ramp", prompts.ramp())
+    # The first round is not counted: it meets everything cold.
+    bursts = [
+        await play(engine, f"round{turn}", prompts.burst(turn, order["requests"]))
+        for turn in range(order["rounds"] + 1)
+    ]
+    report["warm_up"], report["rounds"] = bursts[0], bursts[1:]
+    report["steady"] = [
+        await play(engine, f"steady{turn}", prompts.steady(turn))
+        for turn in range(order["steady_rounds"] if order["rate"] else 0)
+    ]
+    report["last_answer"] = time.time()
+    await asyncio.sleep(IDLE_SECONDS)
+    report["idle"] = time.time()
+    return report
+
+
+async def serve(order: dict[str, Any]) -> None:
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.usage.usage_lib import UsageContext
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    # The defaults of vllm.LLM: the batch sizes of an engine that is to be fast.
+    engine = AsyncLLM.from_engine_args(
+        AsyncEngineArgs(**order["engine"]), usage_context=UsageContext.LLM_CLASS
+    )
+    try:
+        report = await measure(engine, order)
+    finally:
+        engine.shutdown()
     Path(order["report"]).write_text(json.dumps(report))
 
 
 if __name__ == "__main__":
-    main()
+    asyncio.run(serve(json.loads(sys.argv[1])))

@@ -1,0 +1,59 @@
+"""What every benchmark of whole engines needs to start one: its environment, and its last words."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+VANILLA = {"ENABLE_KVCACHED": "false"}
+ELASTIC = {"ENABLE_KVCACHED": "true", "KVCACHED_REQUIRED": "true"}
+#: Host memory for the KV cache, where vLLM runs without a GPU; GiB.
+HOST_KV_GIB = "1"
+REPOSITORY = Path(__file__).parent.parent
+_LAST_LINES = 40
+
+
+class EngineFailed(RuntimeError):
+    """An engine did not do what it was started for; the message has its last lines."""
+
+
+def environment(rows: Path, variables: Mapping[str, str]) -> dict[str, str]:
+    """This process's environment and `variables`; engines with the same `rows` share a device."""
+    rows.mkdir(mode=0o700, exist_ok=True)
+    return {
+        **os.environ,
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_CPU_KVCACHE_SPACE": os.environ.get("VLLM_CPU_KVCACHE_SPACE", HOST_KV_GIB),
+        "KVCACHED_SHM_DIR": str(rows),
+        **variables,
+    }
+
+
+def chosen() -> dict[str, str]:
+    """The variables of this process's environment that engines and kvcached listen to; places on
+    this machine's disk are nobody else's business."""
+    return {
+        name: value
+        for name, value in sorted(os.environ.items())
+        if name.startswith(("VLLM_", "KVCACHED_")) and not value.startswith("/")
+    }
+
+
+def last_lines(log: Path) -> str:
+    """The end of an engine's log, where it says why it failed."""
+    return "\n".join(log.read_text(errors="replace").splitlines()[-_LAST_LINES:])
+
+
+def end_group(process: subprocess.Popen[bytes] | subprocess.Popen[str], grace: float = 15) -> None:
+    """Ends a process that leads a session of its own, and whatever it started."""
+    with suppress(ProcessLookupError, subprocess.TimeoutExpired):
+        if process.poll() is None:
+            process.terminate()
+            process.wait(grace)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
