@@ -122,7 +122,8 @@ def run(kind: str, options: argparse.Namespace, directory: Path) -> Outcome:
         running = servers.start(
             stack,
             plans(kind, options, directory),
-            directory,
+            directory / "rows",
+            f"{engines.logs_of(options, directory)}/{kind}-",
             options.patience,
             together=kind == "shared" or options.start == "together",
         )
@@ -245,6 +246,7 @@ def main() -> int:
         help="how the split servers start; those that share always start together",
     )
     add("--engine", type=json.loads, default={}, metavar="JSON", help="more arguments of vllm.LLM")
+    engines.add_logs_option(parser)
     options = parser.parse_args()
     if options.quick:
         options.servers, options.ramp_seconds, options.apart = 2, 8, 4
