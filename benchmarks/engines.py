@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import signal
 import subprocess
@@ -14,7 +15,8 @@ ELASTIC = {"ENABLE_KVCACHED": "true", "KVCACHED_REQUIRED": "true"}
 #: Host memory for the KV cache, where vLLM runs without a GPU; GiB.
 HOST_KV_GIB = "1"
 REPOSITORY = Path(__file__).parent.parent
-_LAST_LINES = 40
+#: What the engine's own process says stands above what the one that started it makes of that.
+_LAST_LINES = 100
 
 
 class EngineFailed(RuntimeError):
@@ -41,6 +43,20 @@ def chosen() -> dict[str, str]:
         for name, value in sorted(os.environ.items())
         if name.startswith(("VLLM_", "KVCACHED_")) and not value.startswith("/")
     }
+
+
+def add_logs_option(parser: argparse.ArgumentParser) -> None:
+    """Adds `--logs`."""
+    parser.add_argument(
+        "--logs", type=Path, metavar="DIRECTORY", help="keep every engine's log there"
+    )
+
+
+def logs_of(options: argparse.Namespace, otherwise: Path) -> Path:
+    """The directory for logs: that of `--logs`, made where it is missing."""
+    logs: Path = options.logs or otherwise
+    logs.mkdir(parents=True, exist_ok=True)
+    return logs
 
 
 def last_lines(log: Path) -> str:

@@ -21,6 +21,9 @@ RESULTS = Path(__file__).parent / "results"
 #: What `--json` alone means: a file of ours under RESULTS.
 _OWN_NAME = "-"
 
+#: Options that name places on the machine, which say nothing about a result.
+_PLACES = ("--json", "--logs")
+
 
 @dataclass(frozen=True)
 class Target:
@@ -132,7 +135,9 @@ class Report:
             "ended": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "title": title,
             "command": _command(self._benchmark),
-            "arguments": self._arguments,
+            "arguments": {
+                name: value for name, value in self._arguments.items() if f"--{name}" not in _PLACES
+            },
             "machine": self._machine,
             "load_average_at_end": machine.facts()["load_average"],
             "versions": machine.versions(),
@@ -182,12 +187,17 @@ def arguments_of(description: str) -> argparse.ArgumentParser:
 
 
 def _command(benchmark: str) -> str:
-    """What was typed, less where the result went to."""
-    words = [word for word in sys.argv[1:] if not word.startswith("--json=")]
-    if "--json" in words:
-        at = words.index("--json")
-        has_path = at + 1 < len(words) and not words[at + 1].startswith("--")
-        del words[at : at + (2 if has_path else 1)]
+    """What was typed, less where files went to."""
+    words: list[str] = []
+    typed = iter(sys.argv[1:])
+    for word in typed:
+        option = word.partition("=")[0]
+        if option not in _PLACES:
+            words.append(word)
+        elif option == word:
+            # `--json` may stand alone, and then another option follows.
+            value = next(typed, "")
+            words += [value] if value.startswith("--") else []
     return shlex.join(["python", "-m", f"benchmarks.{benchmark}", *words])
 
 

@@ -29,10 +29,15 @@ class Server:
     """
 
     def __init__(
-        self, name: str, engine: Mapping[str, Any], variables: Mapping[str, str], directory: Path
+        self,
+        name: str,
+        engine: Mapping[str, Any],
+        variables: Mapping[str, str],
+        rows: Path,
+        log: Path,
     ) -> None:
         self.name = name
-        self.log = directory / f"{name}.log"
+        self.log = log
         port = _free_port()
         self.url = f"http://127.0.0.1:{port}"
         # The module and not the `vllm` command, which looks for a distribution of that name and
@@ -48,9 +53,7 @@ class Server:
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=subprocess.STDOUT,
-                env=engines.environment(
-                    directory / "rows", {"KVCACHED_IPC_NAME": name, **variables}
-                ),
+                env=engines.environment(rows, {"KVCACHED_IPC_NAME": name, **variables}),
                 cwd=engines.REPOSITORY,
                 start_new_session=True,
             )
@@ -94,16 +97,20 @@ class Server:
 def start(
     stack: ExitStack,
     plans: Sequence[tuple[str, Mapping[str, Any], Mapping[str, str]]],
-    directory: Path,
+    rows: Path,
+    logs: str,
     patience: float,
     together: bool,
 ) -> list[Server]:
     """Starts a server for every (name, engine arguments, variables): all at once, or each when the
-    one before is ready. They end with `stack`. Raises EngineFailed."""
+    one before is ready. They end with `stack`. `logs` is what their logs' paths begin with. Raises
+    EngineFailed."""
     servers: list[Server] = []
     deadline = time.time() + patience
     for name, engine, variables in plans:
-        servers.append(stack.enter_context(Server(name, engine, variables, directory)))
+        servers.append(
+            stack.enter_context(Server(name, engine, variables, rows, Path(f"{logs}{name}.log")))
+        )
         if not together:
             servers[-1].wait_until_ready(deadline)
     for server in servers:

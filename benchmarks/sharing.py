@@ -20,63 +20,19 @@ import sys
 import tempfile
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import arrivals, engines, models, servers, traffic
+from benchmarks import arrivals, engines, models, servers, sharing_outcome, traffic
 from benchmarks.engines import EngineFailed
 from benchmarks.gpu_memory import HAS_GPU
-from benchmarks.meters import Meter, Reading
-from benchmarks.report import Report, Row, Target, arguments_of
-from benchmarks.samples import Samples, ratios
-from benchmarks.traffic import Traffic
+from benchmarks.meters import Meter
+from benchmarks.report import Report, arguments_of
+from benchmarks.sharing_outcome import Outcome
 
 _GIB = 1 << 30
-FIRST_TOKEN = Target(at_most=300)
-BETWEEN_TOKENS = Target(at_most=1.0)
-NO_FAILURE = Target(at_most=0)
 #: Of what is free at the start vLLM wants this much to be there, though it is told its sizes.
 _FREE_AT_START = 0.8
-#: Seconds between two points of a timeline that is written down.
-_STEP = 0.25
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What one kind of servers did with the load, round by round."""
-
-    ready: float
-    rounds: list[Traffic]
-    readings: list[Reading]
-
-    def percentiles(self, name: str, percent: float) -> Samples:
-        return Samples(
-            "ms", [round_.milliseconds(name).percentile(percent) for round_ in self.rounds]
-        )
-
-    def means(self, name: str) -> Samples:
-        return Samples("ms", [round_.milliseconds(name).mean for round_ in self.rounds])
-
-    def peak(self, name: str) -> float | None:
-        """`gpu` or `held` at its highest under load, in GiB."""
-        begin, end = self.rounds[0].start, self.rounds[-1].ended
-        read = [getattr(item, name) for item in self.readings if begin <= item.time <= end]
-        found = [value for value in read if value is not None]
-        return max(found) / _GIB if found else None
-
-    @property
-    def timeline(self) -> list[dict[str, Any]]:
-        """Memory in MiB from the first request of the last round on, for a plot."""
-        points: list[dict[str, Any]] = []
-        due = start = self.rounds[-1].start
-        for reading in self.readings:
-            if reading.time >= due:
-                due = reading.time + _STEP
-                held = {name: value >> 20 for name, value in reading.held_by.items()}
-                gpu = None if reading.gpu is None else reading.gpu >> 20
-                points.append({"t": round(reading.time - start, 2), "gpu": gpu, "held": held})
-        return points
 
 
 def plans(kind: str, options: argparse.Namespace, directory: Path) -> list[Any]:
@@ -122,7 +78,8 @@ def run(kind: str, options: argparse.Namespace, directory: Path) -> Outcome:
         running = servers.start(
             stack,
             plans(kind, options, directory),
-            directory,
+            directory / "rows",
+            f"{engines.logs_of(options, directory)}/{kind}-",
             options.patience,
             together=kind == "shared" or options.start == "together",
         )
@@ -154,53 +111,6 @@ def run(kind: str, options: argparse.Namespace, directory: Path) -> Outcome:
         return Outcome(ready, rounds, list(meter.readings))
 
 
-def add_rows(report: Report, outcomes: dict[str, Outcome]) -> None:
-    """Adds what there is: of one kind alone there is no comparison."""
-
-    def compare(name: str, found: dict[str, Samples], target: Target | None = None) -> None:
-        if len(found) < 2:
-            figure, target = next(iter(found.values())), None
-        else:
-            figure = ratios(found["shared"], found["split"])
-        report.add(Row(name, figure, target, found))
-
-    def absolute(name: str, found: dict[str, Samples], target: Target) -> None:
-        if "shared" in found:
-            report.add(Row(name, found["shared"], target, found))
-        else:
-            report.add(Row(name, found["split"], parts=found))
-
-    each = outcomes.items()
-    compare("TTFT mean", {kind: found.means("ttft") for kind, found in each})
-    compare("TTFT p50", {kind: found.percentiles("ttft", 50) for kind, found in each})
-    absolute("TTFT p99", {kind: found.percentiles("ttft", 99) for kind, found in each}, FIRST_TOKEN)
-    compare("TPOT mean", {kind: found.means("tpot") for kind, found in each}, BETWEEN_TOKENS)
-    compare("TPOT p99", {kind: found.percentiles("tpot", 99) for kind, found in each})
-    absolute(
-        "failed requests",
-        {
-            kind: Samples("", [len(round_.failures) for round_ in found.rounds])
-            for kind, found in each
-        },
-        NO_FAILURE,
-    )
-    compare(
-        "requests",
-        {kind: Samples("", [len(round_.all) for round_ in found.rounds]) for kind, found in each},
-    )
-    compare("late p99", {kind: found.percentiles("late", 99) for kind, found in each})
-    compare("all servers ready", {kind: Samples("s", [found.ready]) for kind, found in each})
-    peaks = {kind: found.peak("gpu") for kind, found in each}
-    if all(peak is not None for peak in peaks.values()):
-        compare(
-            "GPU memory, peak",
-            {kind: Samples("GiB", [peak or 0.0]) for kind, peak in peaks.items()},
-        )
-    held = outcomes["shared"].peak("held") if "shared" in outcomes else None
-    if held is not None:
-        report.add(Row("KV memory held by all, peak", Samples("GiB", [held])))
-
-
 def measure(report: Report, options: argparse.Namespace) -> None:
     """Runs both kinds, or the one asked for, and adds every row."""
     report.note(environment=engines.chosen())
@@ -215,7 +125,7 @@ def measure(report: Report, options: argparse.Namespace) -> None:
                 report.fail(kind, str(failure).splitlines()[0])
     if not outcomes:
         raise EngineFailed("no kind of servers could be measured")
-    add_rows(report, outcomes)
+    sharing_outcome.add_rows(report, outcomes)
     report.note(
         plots={
             kind: {"ttft": found.rounds[-1].points("ttft"), "memory": found.timeline}
@@ -245,6 +155,7 @@ def main() -> int:
         help="how the split servers start; those that share always start together",
     )
     add("--engine", type=json.loads, default={}, metavar="JSON", help="more arguments of vllm.LLM")
+    engines.add_logs_option(parser)
     options = parser.parse_args()
     if options.quick:
         options.servers, options.ramp_seconds, options.apart = 2, 8, 4

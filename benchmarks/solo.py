@@ -44,11 +44,11 @@ from benchmarks.solo_run import Run
 
 
 def run_engine(
-    order: dict[str, Any], variables: dict[str, str], directory: Path, patience: float
+    order: dict[str, Any], variables: dict[str, str], directory: Path, log: Path, patience: float
 ) -> Run:
     """Starts an engine, watches it, and returns when it has ended."""
     rows = directory / "rows"
-    report, log = directory / "report.json", directory / "engine.log"
+    report = directory / "report.json"
     report.unlink(missing_ok=True)
     command = [
         sys.executable,
@@ -119,6 +119,7 @@ def measure(report: Report, options: argparse.Namespace) -> None:
         model = models.find(options.model, directory)
         order = order_of(options, model)
         report.note(order=order, environment=engines.chosen())
+        logs = engines.logs_of(options, directory)
         runs: dict[str, list[Run]] = {"vanilla": [], "elastic": []}
         kinds = (("vanilla", engines.VANILLA), ("elastic", engines.ELASTIC))
         try:
@@ -126,7 +127,11 @@ def measure(report: Report, options: argparse.Namespace) -> None:
                 # Which comes first changes, so that a machine that gets slower favours neither.
                 for engine, variables in kinds if pair % 2 == 0 else kinds[::-1]:
                     run = run_engine(
-                        order, {**model.variables(), **variables}, directory, options.patience
+                        order,
+                        {**model.variables(), **variables},
+                        directory,
+                        logs / f"solo-{engine}-{pair + 1}.log",
+                        options.patience,
                     )
                     runs[engine].append(run)
                     print(f"pair {pair + 1} of {options.pairs}, {engine}: {run}", flush=True)
@@ -173,6 +178,7 @@ def main() -> int:
         metavar="JSON",
         help='more arguments of the engine, such as {"dtype": "float32"}',
     )
+    engines.add_logs_option(parser)
     options = parser.parse_args()
     if options.quick:
         options.pairs, options.rounds = 1, min(options.rounds, 2)

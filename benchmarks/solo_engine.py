@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import random
 import sys
 import time
 from collections.abc import Sequence
@@ -23,24 +22,14 @@ from typing import Any
 
 import psutil
 
-from benchmarks import arrivals
+from benchmarks.solo_prompts import Prompts, Request
 
 #: Quiet time between being ready and the first request: memory after the start is read there.
 QUIET_SECONDS = 1.0
-#: Time after the last request for memory to go back.
-IDLE_SECONDS = 2.5
-SHORTEST = 16
+#: Time after the last answer; memory is read a second after it.
+IDLE_SECONDS = 2.0
 #: Before the ramp, so that it does not meet kernels that were never loaded.
 _FIRST_REQUESTS = 4
-
-
-@dataclass(frozen=True)
-class Request:
-    """A prompt, how many tokens are to follow, and when it is due: seconds from the start."""
-
-    prompt: list[int]
-    tokens: int
-    due: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -55,39 +44,6 @@ class Answer:
     between_tokens: float
     late: float
     """How long after it was due it was put to the engine."""
-
-
-class Prompts:
-    """Random ones, the same for the same order; none is a prefix of another."""
-
-    def __init__(self, order: dict[str, Any], vocabulary: int) -> None:
-        self._order = order
-        self._ids = range(3, vocabulary)
-
-    def request(self, generator: random.Random, due: float = 0.0, tokens: int = 0) -> Request:
-        """One request; `tokens` is the length of its answer, drawn where it is 0."""
-        length, answer = self._order["prompt_tokens"], self._order["output_tokens"]
-        if self._order["mixed"]:
-            length = generator.randint(SHORTEST, length)
-            answer = generator.randint(SHORTEST, answer)
-        return Request(generator.choices(self._ids, k=length), tokens or answer, due)
-
-    def burst(self, turn: int, count: int) -> list[Request]:
-        generator = random.Random(turn)
-        return [self.request(generator) for _ in range(count)]
-
-    def steady(self, turn: int) -> list[Request]:
-        generator = random.Random(f"steady {turn}")
-        due = arrivals.steady(self._order["rate"], self._order["steady_seconds"], turn)
-        return [self.request(generator, moment) for moment in due]
-
-    def ramp(self) -> list[Request]:
-        generator = random.Random("ramp")
-        count, seconds = self._order["ramp"], self._order["ramp_seconds"]
-        tokens = self._order["ramp_tokens"]
-        return [
-            self.request(generator, number * seconds / count, tokens) for number in range(count)
-        ]
 
 
 async def ask(engine: Any, name: str, request: Request, start: float) -> Answer:
@@ -204,7 +160,6 @@ async def measure(engine: Any, order: dict[str, Any]) -> dict[str, Any]:
     ]
     report["last_answer"] = time.time()
     await asyncio.sleep(IDLE_SECONDS)
-    report["idle"] = time.time()
     return report
 
 

@@ -42,11 +42,6 @@ class Run:
         return self.during(self.report["last_answer"] + 1.0, self.report["last_answer"] + 1.25)
 
     @property
-    def idle(self) -> list[Reading]:
-        """What was read in the last half second of its idle time."""
-        return self.during(self.report["idle"] - 0.5, self.report["idle"])
-
-    @property
     def seconds_to_ready(self) -> float:
         return float(self.report["ready"] - self.started)
 

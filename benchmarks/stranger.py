@@ -99,7 +99,8 @@ def measure(report: Report, options: argparse.Namespace) -> None:
         running = servers.start(
             stack,
             [(f"model{number}", engine, variables) for number in range(options.servers)],
-            directory,
+            directory / "rows",
+            f"{engines.logs_of(options, directory)}/stranger-",
             options.patience,
             together=True,
         )
@@ -177,6 +178,7 @@ def main() -> int:
     add("--headroom-gib", type=float, default=2, help="what it leaves free")
     add("--patience", type=float, default=300, help="seconds for servers to start, for a request")
     add("--engine", type=json.loads, default={}, metavar="JSON", help="more arguments of vllm.LLM")
+    engines.add_logs_option(parser)
     options = parser.parse_args()
     if options.quick:
         options.seconds = min(options.seconds, 10)
