@@ -121,6 +121,65 @@ TEST(BackingTest, FreshMemoryIsScrubbedOnlyWhereTheDriverPromisesNoZeros) {
   EXPECT_TRUE(clean.is_zero(0)) << "a handle used again holds what its last user wrote";
 }
 
+TEST(BackingTest, SeveralUnitsAreZeroAfterOneWait) {
+  Rig rig(four_layers());
+  for (const std::uint32_t first : {0u, 1u, 4u}) {
+    ASSERT_EQ(rig.backing->begin_commit(first, 1, 0), Status::ok);
+    rig.check_accounts();
+  }
+  EXPECT_EQ(rig.driver.calls(Call::wait_for_scrubs), 0u);
+  EXPECT_FALSE(rig.is_zero(0)) << "the device has not been waited for";
+  ASSERT_EQ(rig.backing->finish_commits(), Status::ok);
+  EXPECT_EQ(rig.driver.calls(Call::wait_for_scrubs), 1u);
+  EXPECT_TRUE(rig.is_zero(0, 2));
+  EXPECT_TRUE(rig.is_zero(4));
+  ASSERT_EQ(rig.backing->finish_commits(), Status::ok) << "there is nothing left to finish";
+  EXPECT_EQ(rig.driver.calls(Call::wait_for_scrubs), 1u);
+}
+
+TEST(BackingTest, AUnitThatIsRefusedLeavesThoseBegunBeforeItAlone) {
+  Rig rig(four_layers(), {.capacity_bytes = 16 * kGranule, .granularity = kGranule});
+  ASSERT_EQ(rig.backing->begin_commit(0, 1, 0), Status::ok);
+  EXPECT_EQ(rig.backing->begin_commit(1, 2, 0), Status::out_of_memory);
+  rig.check_accounts();
+  ASSERT_EQ(rig.backing->finish_commits(), Status::ok);
+  EXPECT_EQ(rig.backing->mapped_bytes(), 8 * kGranule);
+  EXPECT_TRUE(rig.is_zero(0));
+}
+
+TEST(BackingTest, WhereTheScrubsFailNoneOfTheUnitsIsCommitted) {
+  Rig rig(shared());
+  ASSERT_EQ(rig.commit(1), Status::ok);
+  rig.write(1);
+  const SimDriver::Snapshot before = rig.driver.snapshot();
+  // Both share a granule with the unit that is there.
+  ASSERT_EQ(rig.backing->begin_commit(0, 1, 0), Status::ok);
+  ASSERT_EQ(rig.backing->begin_commit(2, 2, 0), Status::ok);
+  rig.driver.fail_call(Call::wait_for_scrubs, 1, Status::driver_error);
+  EXPECT_EQ(rig.backing->finish_commits(), Status::driver_error);
+  EXPECT_NE(rig.backing->last_error().find("scripted"), std::string::npos);
+  rig.check_accounts();
+  EXPECT_EQ(rig.driver.snapshot().mappings, before.mappings);
+  ASSERT_EQ(rig.commit(0), Status::ok);
+  ASSERT_EQ(rig.commit(2, 2), Status::ok);
+  EXPECT_TRUE(rig.is_zero(0));
+  EXPECT_TRUE(rig.is_zero(2, 2));
+  EXPECT_TRUE(rig.is_written(1));
+}
+
+TEST(BackingTest, UnitsThatShareAGranuleMayBeBegunTogether) {
+  Rig rig(shared());
+  ASSERT_EQ(rig.commit(0, 3), Status::ok);
+  rig.write(0, 3);
+  rig.release(1, 2);
+  for (const std::uint32_t first : {2u, 1u}) {
+    ASSERT_EQ(rig.backing->begin_commit(first, 1, 0), Status::ok);
+  }
+  ASSERT_EQ(rig.backing->finish_commits(), Status::ok);
+  EXPECT_TRUE(rig.is_zero(1, 2));
+  EXPECT_TRUE(rig.is_written(0));
+}
+
 TEST(BackingTest, AReleasedHandleIsKeptHeldAndUsedAgain) {
   Rig rig(together());
   ASSERT_EQ(rig.commit(0), Status::ok);
@@ -464,8 +523,9 @@ TEST(BackingRandomTest, AnySequenceKeepsItsAccountsAndItsContents) {
     std::vector<Unit> units;
     for (int turn = 0; turn < 150; ++turn) {
       if (failing && dice.chance(30)) {
-        const auto call = static_cast<Call>(dice.between(static_cast<std::uint32_t>(Call::create),
-                                                         static_cast<std::uint32_t>(Call::scrub)));
+        const auto call =
+            static_cast<Call>(dice.between(static_cast<std::uint32_t>(Call::create),
+                                           static_cast<std::uint32_t>(Call::wait_for_scrubs)));
         rig.driver.fail_call(call, dice.between(1, 4), Status::driver_error);
       }
       if (dice.chance(55)) {

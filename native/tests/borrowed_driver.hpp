@@ -48,6 +48,7 @@ class BorrowedDriver : public Driver {
   [[nodiscard]] Status scrub(void* address, std::size_t bytes) override {
     return driver_.scrub(address, bytes);
   }
+  [[nodiscard]] Status wait_for_scrubs() override { return driver_.wait_for_scrubs(); }
   [[nodiscard]] bool fresh_memory_is_zero() const noexcept override {
     return driver_.fresh_memory_is_zero();
   }

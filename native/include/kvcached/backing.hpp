@@ -14,7 +14,7 @@ namespace kvcached {
 
 /// The regions of one rank and the physical memory under their extents.
 ///
-/// commit() and release() are all or nothing: where the driver refuses half-way, what was done
+/// Commits and releases are all or nothing: where the driver refuses half-way, what was done
 /// is undone before the status is returned. One thread at a time.
 class Backing {
  public:
@@ -30,12 +30,20 @@ class Backing {
   /// Pointers into the regions end here. What the driver refuses to take stays held.
   void reset();
 
-  /// Bytes of memory that commit() would put under a unit and that are not there yet.
+  /// Bytes of memory that a commit would put under a unit and that are not there yet.
   [[nodiscard]] std::uint64_t bytes_to_commit(std::uint32_t first, std::uint32_t count) const;
 
-  /// Puts zeroed memory under `count` extents from `first` on, in as few handles as their
-  /// layout allows. out_of_memory where the driver, or `limit_bytes` (0: none) over
-  /// held_bytes(), says no.
+  /// Puts memory under a unit, `count` extents from `first` on, in as few handles as their layout
+  /// allows. It counts as held and mapped, and is zero once finish_commits() says so.
+  /// out_of_memory where the driver, or `limit_bytes` (0: none) over held_bytes(), says no.
+  [[nodiscard]] Status begin_commit(std::uint32_t first, std::uint32_t count,
+                                    std::uint64_t limit_bytes);
+
+  /// Waits until all units that were begun are zero: while the device zeroes one, the next one's
+  /// memory is made. Where that fails, none of them is committed.
+  [[nodiscard]] Status finish_commits();
+
+  /// Begins and finishes one unit.
   [[nodiscard]] Status commit(std::uint32_t first, std::uint32_t count, std::uint64_t limit_bytes);
 
   /// Takes a committed unit's memory away. Granules that a neighbour still uses stay. A mapping
@@ -78,6 +86,12 @@ class Backing {
     std::uint64_t count = 0;
     std::uint64_t users = 0;
     bool accessible = false;
+    // The commit that made it, and so zeroes all of it.
+    std::uint64_t made_by = 0;
+  };
+  struct Unit {
+    std::uint32_t first = 0;
+    std::uint32_t count = 0;
   };
 
   [[nodiscard]] void* address(std::uint32_t region, std::uint64_t granule) const noexcept;
@@ -85,8 +99,7 @@ class Backing {
   [[nodiscard]] Status map_fresh(const GranuleRun& run, std::uint32_t* mapping);
   bool unmap(std::uint32_t mapping);
   [[nodiscard]] Status reopen_left_over(const std::vector<GranuleRun>& runs);
-  [[nodiscard]] Status scrub_unused(const std::vector<ByteRange>& bytes,
-                                    const std::vector<std::uint32_t>& fresh);
+  [[nodiscard]] Status scrub_unused(const std::vector<ByteRange>& bytes);
   Status fail(Status status, const char* what);
 
   Driver& driver_;
@@ -98,6 +111,8 @@ class Backing {
   std::vector<Mapping> mappings_;
   std::vector<std::uint32_t> free_mappings_;
   HandleCache cache_;
+  std::vector<Unit> begun_;
+  std::uint64_t commits_ = 0;
   std::uint64_t mapped_bytes_ = 0;
   std::string last_error_;
 };

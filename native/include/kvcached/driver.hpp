@@ -79,19 +79,24 @@ class Driver {
   /// most.
   [[nodiscard]] virtual Status map(void* address, std::size_t bytes, Handle handle) = 0;
 
-  /// Takes a whole handle out of the address space; a later touch faults. What the handle held may
-  /// be gone: mapped again, every byte of it reads as its last user left it, or as zero. On the
-  /// host it can meet the kernel's mapping limit: Status::out_of_memory, and the handle stays
-  /// mapped and usable, contents and all.
+  /// Takes a whole handle out of the address space, once no scrub() is under way; a later touch
+  /// faults. What the handle held may be gone: mapped again, every byte of it reads as its last
+  /// user left it, or as zero. On the host it can meet the kernel's mapping limit:
+  /// Status::out_of_memory, and the handle stays mapped and usable, contents and all.
   [[nodiscard]] virtual Status unmap(void* address, std::size_t bytes) = 0;
 
   /// Lets the device read and write a range of whole mappings side by side. Until then a touch
   /// faults. Status::out_of_memory where the host finds no memory for what create() promised.
   [[nodiscard]] virtual Status set_access(void* address, std::size_t bytes) = 0;
 
-  /// Fills a mapped, accessible range with zeros and returns when that is done. Runs on the
-  /// driver's own queue, never on the engine's.
+  /// Starts to fill a mapped, accessible range with zeros, on the driver's own queue, never on the
+  /// engine's. Until wait_for_scrubs() has said that it is done the range may hold anything, and
+  /// nobody may touch it.
   [[nodiscard]] virtual Status scrub(void* address, std::size_t bytes) = 0;
+
+  /// Returns when every scrub() since the last call is done. Where it fails, nothing is under way
+  /// any more, and all their ranges may hold anything.
+  [[nodiscard]] virtual Status wait_for_scrubs() = 0;
 
   /// Whether a handle fresh from create() reads as zero (promised, or measured and documented).
   [[nodiscard]] virtual bool fresh_memory_is_zero() const noexcept = 0;

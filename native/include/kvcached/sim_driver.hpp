@@ -27,10 +27,11 @@ class SimDriver final : public Driver {
     unmap,
     set_access,
     scrub,
+    wait_for_scrubs,
     event_passed,
     memory_info,
   };
-  static constexpr std::size_t kCalls = 11;
+  static constexpr std::size_t kCalls = 12;
 
   struct Options {
     std::size_t capacity_bytes = std::size_t{1} << 30;
@@ -69,6 +70,8 @@ class SimDriver final : public Driver {
     std::map<std::uint64_t, Allocation> handles;
     /// By first address.
     std::map<std::uintptr_t, Mapping> mappings;
+    /// First address to bytes of the scrubs that nobody has waited for.
+    std::map<std::uintptr_t, std::size_t> scrubs;
     bool operator==(const Snapshot&) const = default;
   };
 
@@ -92,6 +95,7 @@ class SimDriver final : public Driver {
   [[nodiscard]] Status unmap(void* address, std::size_t bytes) override;
   [[nodiscard]] Status set_access(void* address, std::size_t bytes) override;
   [[nodiscard]] Status scrub(void* address, std::size_t bytes) override;
+  [[nodiscard]] Status wait_for_scrubs() override;
   [[nodiscard]] bool fresh_memory_is_zero() const noexcept override;
   /// An event has passed once the clock has reached its value (in ns), or after pass().
   [[nodiscard]] Status event_passed(Event event, bool* passed) override;
@@ -115,7 +119,8 @@ class SimDriver final : public Driver {
   /// Marks an event as passed, whatever the clock says.
   void pass(Event event);
   /// What an engine's kernel does: writes to a range of any alignment. An access to memory that
-  /// is not mapped and accessible is Status::invalid_argument and a contract violation.
+  /// is not mapped and accessible, or is being scrubbed, is Status::invalid_argument and a contract
+  /// violation.
   [[nodiscard]] Status touch(const void* address, std::size_t bytes);
 
   // Observing.

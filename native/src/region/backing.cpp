@@ -57,6 +57,7 @@ Status Backing::reserve() {
 }
 
 void Backing::reset() {
+  begun_.clear();
   for (auto& region : granules_) {
     for (Granule& granule : region) granule.users = 0;
   }
@@ -80,6 +81,12 @@ std::uint64_t Backing::bytes_to_commit(std::uint32_t first, std::uint32_t count)
 }
 
 Status Backing::commit(std::uint32_t first, std::uint32_t count, std::uint64_t limit_bytes) {
+  const Status status = begin_commit(first, count, limit_bytes);
+  return status == Status::ok ? finish_commits() : status;
+}
+
+Status Backing::begin_commit(std::uint32_t first, std::uint32_t count, std::uint64_t limit_bytes) {
+  ++commits_;
   const std::vector<GranuleRun> runs = geometry_.granules_of(first, count, granule_);
   const std::vector<GranuleRun> wanted = unmapped(runs);
   const std::uint64_t wanted_bytes = granules_in(wanted) * granule_;
@@ -104,10 +111,12 @@ Status Backing::commit(std::uint32_t first, std::uint32_t count, std::uint64_t l
   }
   // Where a neighbour shares a granule with us, our part of it holds what we left there.
   if (status == Status::ok && granules_in(wanted) != granules_in(runs)) {
-    status = scrub_unused(geometry_.bytes_of(first, count), fresh);
+    status = scrub_unused(geometry_.bytes_of(first, count));
   }
   if (status != Status::ok) {
     for (auto mapping = fresh.rbegin(); mapping != fresh.rend(); ++mapping) unmap(*mapping);
+    // What is under way in a neighbour's granule is nobody's any more.
+    if (begun_.empty()) (void)driver_.wait_for_scrubs();
     cache_.trim(HandleCache::Clock::time_point::max());
     return status;
   }
@@ -118,7 +127,22 @@ Status Backing::commit(std::uint32_t first, std::uint32_t count, std::uint64_t l
       ++mappings_[granule.mapping].users;
     }
   }
+  begun_.push_back({first, count});
   return Status::ok;
+}
+
+Status Backing::finish_commits() {
+  if (begun_.empty()) return Status::ok;
+  const Status status = driver_.wait_for_scrubs();
+  if (status != Status::ok) {
+    fail(status, "wait_for_scrubs");
+    for (auto unit = begun_.rbegin(); unit != begun_.rend(); ++unit) {
+      release(unit->first, unit->count);
+    }
+    cache_.trim(HandleCache::Clock::time_point::max());
+  }
+  begun_.clear();
+  return status;
 }
 
 void Backing::release(std::uint32_t first, std::uint32_t count) {
@@ -186,7 +210,7 @@ Status Backing::map_fresh(const GranuleRun& run, std::uint32_t* mapping) {
     index = free_mappings_.back();
     free_mappings_.pop_back();
   }
-  mappings_[index] = {handle, run.region, run.first, run.count, 0, false};
+  mappings_[index] = {handle, run.region, run.first, run.count, 0, false, commits_};
   for (std::uint64_t granule = run.first; granule < run.first + run.count; ++granule) {
     granules_[run.region][granule].mapping = index;
   }
@@ -240,15 +264,14 @@ Status Backing::reopen_left_over(const std::vector<GranuleRun>& runs) {
   return Status::ok;
 }
 
-Status Backing::scrub_unused(const std::vector<ByteRange>& bytes,
-                             const std::vector<std::uint32_t>& fresh) {
+Status Backing::scrub_unused(const std::vector<ByteRange>& bytes) {
   for (const ByteRange& range : bytes) {
     std::uint64_t begin = range.begin;
     while (begin < range.end) {
       const std::uint64_t granule = begin / granule_;
       const std::uint64_t end = std::min(range.end, (granule + 1) * granule_);
       const std::uint32_t mapping = granules_[range.region][granule].mapping;
-      if (std::find(fresh.begin(), fresh.end(), mapping) == fresh.end()) {
+      if (mappings_[mapping].made_by != commits_) {
         void* const where = static_cast<char*>(bases_[range.region]) + begin;
         if (const Status status = driver_.scrub(where, end - begin); status != Status::ok) {
           return fail(status, "scrub");

@@ -41,6 +41,7 @@ class CudaDriver final : public Driver {
   [[nodiscard]] Status unmap(void* address, std::size_t bytes) override;
   [[nodiscard]] Status set_access(void* address, std::size_t bytes) override;
   [[nodiscard]] Status scrub(void* address, std::size_t bytes) override;
+  [[nodiscard]] Status wait_for_scrubs() override;
   [[nodiscard]] bool fresh_memory_is_zero() const noexcept override;
   [[nodiscard]] Status event_passed(Event event, bool* passed) override;
   [[nodiscard]] Status memory_info(MemoryInfo* info) override;
@@ -58,6 +59,11 @@ class CudaDriver final : public Driver {
   [[nodiscard]] Status open_context(cuda::Device device);
   [[nodiscard]] cuda::AllocationProperties properties() const noexcept;
 
+  // Hands what scrub() has gathered to the device.
+  void queue_scrub();
+  // Sleeps until the device has zeroed all that it was told to.
+  void finish_scrubs();
+
   const LastError error_{};
   MemoryMap map_;
   const int ordinal_;
@@ -65,6 +71,12 @@ class CudaDriver final : public Driver {
   cuda::Device device_ = 0;
   cuda::Context context_ = nullptr;
   cuda::Stream stream_ = nullptr;
+  // The range that scrub() gathers; it may be empty.
+  cuda::DevicePointer unqueued_ = 0;
+  std::size_t unqueued_bytes_ = 0;
+  // Whether anything was scrubbed since the stream was last waited for, and what went wrong.
+  bool scrubbing_ = false;
+  cuda::Result scrub_result_ = cuda::kSuccess;
   std::size_t granularity_;
   bool rdma_capable_ = false;
 };

@@ -206,6 +206,9 @@ Status HostDriver::scrub(void* address, std::size_t bytes) {
   return Status::ok;
 }
 
+// scrub() itself has zeroed the pages.
+Status HostDriver::wait_for_scrubs() { return check_ready("wait_for_scrubs"); }
+
 // Every page is new to its address: the kernel zeroes it, and took back what was there before.
 bool HostDriver::fresh_memory_is_zero() const noexcept { return true; }
 

@@ -46,6 +46,7 @@ class HostDriver final : public Driver {
   [[nodiscard]] Status unmap(void* address, std::size_t bytes) override;
   [[nodiscard]] Status set_access(void* address, std::size_t bytes) override;
   [[nodiscard]] Status scrub(void* address, std::size_t bytes) override;
+  [[nodiscard]] Status wait_for_scrubs() override;
   [[nodiscard]] bool fresh_memory_is_zero() const noexcept override;
   [[nodiscard]] Status event_passed(Event event, bool* passed) override;
   [[nodiscard]] Status memory_info(MemoryInfo* info) override;

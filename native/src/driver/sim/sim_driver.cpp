@@ -100,8 +100,10 @@ Status SimDriver::unmap(void* address, std::size_t bytes) {
   const std::lock_guard lock(state.mutex);
   if (const Status status = state.begin(Call::unmap, bytes); status != Status::ok) return status;
   const Status status = state.judge(state.map.check_unmap(address, bytes));
-  if (status == Status::ok) state.map.remove_mapping(address);
-  return status;
+  if (status != Status::ok) return status;
+  state.finish_scrubs();
+  state.map.remove_mapping(address);
+  return Status::ok;
 }
 
 Status SimDriver::set_access(void* address, std::size_t bytes) {
@@ -122,9 +124,20 @@ Status SimDriver::scrub(void* address, std::size_t bytes) {
   const Status status = state.judge(state.map.check_touch("scrub", address, bytes));
   if (status != Status::ok) return status;
   state.for_each_part(address, bytes, [](ByteRanges& zero, std::size_t begin, std::size_t end) {
-    zero.add(begin, end);
+    zero.remove(begin, end);
   });
+  std::size_t& under_way = state.scrubs[reinterpret_cast<std::uintptr_t>(address)];
+  under_way = std::max(under_way, bytes);
   return Status::ok;
+}
+
+Status SimDriver::wait_for_scrubs() {
+  State& state = *state_;
+  const std::lock_guard lock(state.mutex);
+  const Status status = state.begin(Call::wait_for_scrubs, 0);
+  if (status == Status::ok) state.finish_scrubs();
+  state.scrubs.clear();
+  return status;
 }
 
 bool SimDriver::fresh_memory_is_zero() const noexcept {

@@ -42,8 +42,12 @@ void SimDriver::pass(Event event) {
 Status SimDriver::touch(const void* address, std::size_t bytes) {
   State& state = *state_;
   const std::lock_guard lock(state.mutex);
-  const Status status = state.judge(state.map.check_touch("touch", address, bytes));
-  if (status != Status::ok) return status;
+  Status status = state.map.check_touch("touch", address, bytes);
+  if (status == Status::ok && state.scrubbing(address, bytes)) {
+    status = state.error.set(Status::invalid_argument, "touch: %zu bytes at %p are being scrubbed",
+                             bytes, address);
+  }
+  if (state.judge(status) != Status::ok) return status;
   state.for_each_part(address, bytes, [](ByteRanges& zero, std::size_t begin, std::size_t end) {
     zero.remove(begin, end);
   });
@@ -78,6 +82,7 @@ SimDriver::Snapshot SimDriver::snapshot() const {
     copy.mappings[address] = {
         .bytes = mapping.bytes, .handle = mapping.handle, .accessible = mapping.accessible};
   }
+  copy.scrubs = state.scrubs;
   return copy;
 }
 

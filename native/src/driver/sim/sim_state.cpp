@@ -6,8 +6,8 @@ namespace kvcached {
 namespace {
 
 constexpr std::array<const char*, SimDriver::kCalls> kNames{
-    "probe", "reserve",    "unreserve", "create",       "destroy",     "map",
-    "unmap", "set_access", "scrub",     "event_passed", "memory_info",
+    "probe", "reserve",    "unreserve", "create",          "destroy",      "map",
+    "unmap", "set_access", "scrub",     "wait_for_scrubs", "event_passed", "memory_info",
 };
 
 // Outside what 57-bit address spaces can hold on any side: a use as a pointer faults for sure.
@@ -41,6 +41,15 @@ Status SimDriver::State::begin(Call call, std::size_t bytes) {
     return judge(error.set(Status::invalid_argument, "%s: probe() was not called", kNames[index]));
   }
   return Status::ok;
+}
+
+void SimDriver::State::finish_scrubs() {
+  for (const auto& [address, bytes] : scrubs) {
+    for_each_part(
+        reinterpret_cast<void*>(address), bytes,
+        [](ByteRanges& zeros, std::size_t begin, std::size_t end) { zeros.add(begin, end); });
+  }
+  scrubs.clear();
 }
 
 Status SimDriver::State::judge(Status status) {

@@ -45,6 +45,17 @@ struct SimDriver::State {
     }
   }
 
+  /// Whether a range overlaps one that is being scrubbed.
+  [[nodiscard]] bool scrubbing(const void* address, std::size_t bytes) const {
+    const std::uintptr_t first = reinterpret_cast<std::uintptr_t>(address);
+    return std::any_of(scrubs.begin(), scrubs.end(), [&](const auto& scrub) {
+      return scrub.first < first + bytes && first < scrub.first + scrub.second;
+    });
+  }
+
+  /// Every scrub that is under way has zeroed its range.
+  void finish_scrubs();
+
   /// Counts a refusal of the caller's arguments as a violation; returns its argument.
   Status judge(Status status);
 
@@ -54,6 +65,8 @@ struct SimDriver::State {
   MemoryMap map{error};
   // The bytes of each handle that read as zero, counted from its first.
   std::map<std::uint64_t, ByteRanges> zero;
+  // Address to bytes, until waited for.
+  std::map<std::uintptr_t, std::size_t> scrubs;
   std::size_t capacity;
   std::array<Latency, kCalls> latencies{};
   std::array<std::uint64_t, kCalls> counts{};
