@@ -38,7 +38,7 @@ void bind_pager(nb::module_& module) {
           [](Pager* self, std::unique_ptr<Driver> driver, const Geometry& geometry,
              std::string path, std::string engine, std::string layout, std::uint32_t rank,
              std::uint64_t limit_bytes, std::uint32_t pinned_extents, std::string ledger,
-             bool shared, std::optional<LeaseTerms> terms) {
+             bool shared, std::optional<LeaseTerms> terms, std::uint64_t max_handle_bytes) {
             PagerOptions options;
             options.path = std::move(path);
             options.engine = std::move(engine);
@@ -46,6 +46,7 @@ void bind_pager(nb::module_& module) {
             options.rank = rank;
             options.limit_bytes = limit_bytes;
             options.pinned_extents = pinned_extents;
+            options.max_handle_bytes = max_handle_bytes;
             if (!ledger.empty()) {
               options.ledger.emplace();
               options.ledger->path = std::move(ledger);
@@ -57,7 +58,8 @@ void bind_pager(nb::module_& module) {
           nb::arg("driver"), nb::arg("geometry"), nb::arg("path"), nb::arg("engine") = "",
           nb::arg("layout") = "", nb::arg("rank") = 0, nb::arg("limit_bytes") = 0,
           nb::arg("pinned_extents") = 1, nb::arg("ledger") = "", nb::arg("shared") = false,
-          nb::arg("terms") = nb::none(), "Takes the driver over; it cannot be used afterwards.")
+          nb::arg("terms") = nb::none(), nb::arg("max_handle_bytes") = 0,
+          "Takes the driver over; it cannot be used afterwards.")
       .def(
           "start",
           [](Pager& pager) {
