@@ -22,10 +22,11 @@ _OWN_NAME = "-"
 
 @dataclass(frozen=True)
 class Target:
-    """The bound that a row's figure has to keep."""
+    """The bound that a row's figure has to keep: its median, or another percentile."""
 
     at_most: float | None = None
     at_least: float | None = None
+    percentile: float = 50
 
     def met_by(self, value: float) -> bool:
         return (self.at_most is None or value <= self.at_most) and (
@@ -33,15 +34,15 @@ class Target:
         )
 
     def __str__(self) -> str:
+        which = "" if self.percentile == 50 else f"p{self.percentile:g} "
         if self.at_most is not None:
-            return f"<= {self.at_most:g}"
-        return f">= {self.at_least:g}"
+            return f"{which}<= {self.at_most:g}"
+        return f"{which}>= {self.at_least:g}"
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table. `figure` is what the target, where there is one, is held against:
-    the median of its samples."""
+    """One line of the table. `figure` is what the target, where there is one, is held against."""
 
     name: str
     figure: Samples
@@ -52,7 +53,9 @@ class Row:
 
     @property
     def passed(self) -> bool | None:
-        return None if self.target is None else self.target.met_by(self.figure.median)
+        if self.target is None:
+            return None
+        return self.target.met_by(self.figure.percentile(self.target.percentile))
 
     def as_dict(self) -> dict[str, object]:
         return {
