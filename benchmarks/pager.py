@@ -54,8 +54,8 @@ ASLEEP = 0.003
 
 def measure_calls(report: Report, kind: str, shape: Shape, rounds: int, directory: Path) -> None:
     """Adds the rows of the pager against the bare driver."""
-    bare_driver = pagers.driver_of(kind)
-    plan = plan_of(shape, bare_driver)
+    plan = plan_of(shape, pagers.driver_of(kind))
+    calls = pagers.bare_calls(kind)
     extents = max(1, KEPT_BYTES // plan.extent_bytes - 1)
     # By name: the pager's and the bare calls' microseconds an extent.
     times: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in CALLS}
@@ -64,9 +64,7 @@ def measure_calls(report: Report, kind: str, shape: Shape, rounds: int, director
         times[name][side].append(nanoseconds / extents / 1000)
 
     def bare() -> None:
-        commit, release, destroy = bare_driver.time_bare_calls(
-            plan.part_bytes, shape.layers, extents
-        )
+        commit, release, destroy = calls.time_extents(plan.part_bytes, shape.layers, extents)
         note(1, "commit", commit[1])
         note(1, "release", release[1])
         note(1, "cycle", commit[1] + release[1] + destroy[1])
@@ -130,8 +128,8 @@ def measure_growth(
     report: Report, kind: str, shape: Shape, rounds: int, directory: Path, apart: bool
 ) -> None:
     """Adds the row of how long a scheduler waits for one extent."""
-    bare_driver = pagers.driver_of(kind)
-    plan = plan_of(shape, bare_driver)
+    plan = plan_of(shape, pagers.driver_of(kind))
+    calls = pagers.bare_calls(kind)
     extents = min(GROWTH_EXTENTS, max(1, GROWTH_BYTES // plan.extent_bytes))
     waits: list[float] = []
     inside: list[float] = []
@@ -155,7 +153,7 @@ def measure_growth(
             if turn > 0:
                 waits += measured
                 inside.append(spent / extents / 1000)
-                commit, _, _ = bare_driver.time_bare_calls(plan.part_bytes, shape.layers, extents)
+                commit, _, _ = calls.time_extents(plan.part_bytes, shape.layers, extents)
                 bare.append(commit[0] / extents / 1000)
     where = "process" if apart else "thread"
     report.add(

@@ -22,11 +22,24 @@ class Slow(RuntimeError):
     """The pager did not do in PATIENCE what it was asked to."""
 
 
+#: What a driver on paper has, in bytes: more than any simulation takes.
+_ON_PAPER = 1 << 40
+
+
 def driver_of(kind: str) -> _C.Driver:
-    """A probed driver: "host" or "cuda"."""
-    driver = _C.cuda_driver() if kind == "cuda" else _C.host_driver()
+    """A probed driver: "host", "cuda", or "sim", whose memory exists on paper."""
+    if kind == "sim":
+        driver = _C.sim_driver(_ON_PAPER)
+    else:
+        driver = _C.cuda_driver() if kind == "cuda" else _C.host_driver()
     driver.probe()
     return driver
+
+
+def bare_calls(kind: str) -> _C.DriverCalls:
+    """The system's own calls: CUDA's functions alone, or the host driver, which is little more
+    than the kernel's."""
+    return _C.DriverCalls.bare_cuda() if kind == "cuda" else _C.DriverCalls.of(driver_of(kind))
 
 
 def _threads() -> set[int]:
@@ -38,6 +51,8 @@ class Engine:
     """A scheduler's side of the page table, and the row that the pager keeps."""
 
     pool: _C.Pool
+    pager: _C.Pager | None
+    """The pager, where it is in this process."""
     row: _C.Row
     plan: Plan
     extents: int
@@ -80,16 +95,16 @@ class Engine:
         return time.clock_gettime_ns((~self.pager_thread << 3) | 6)
 
 
-def _start(kind: str, shape: Shape, extents: int, path: str) -> _C.Pager:
+def _start(kind: str, shape: Shape, extents: int, path: str, max_handle_bytes: int) -> _C.Pager:
     driver = driver_of(kind)
     geometry = plan_of(shape, driver).geometry(extents + 1)
-    pager = _C.Pager(driver, geometry, path)
+    pager = _C.Pager(driver, geometry, path, max_handle_bytes=max_handle_bytes)
     pager.start()
     return pager
 
 
 def _serve(kind: str, shape: Shape, extents: int, path: str, door: Connection) -> None:
-    pager = _start(kind, shape, extents, path)
+    pager = _start(kind, shape, extents, path, 0)
     door.send("ready")
     with suppress(EOFError):
         door.recv()  # until the other side is closed
@@ -98,10 +113,16 @@ def _serve(kind: str, shape: Shape, extents: int, path: str, door: Connection) -
 
 @contextmanager
 def engine(
-    kind: str, shape: Shape, extents: int, directory: Path, apart: bool = False
+    kind: str,
+    shape: Shape,
+    extents: int,
+    directory: Path,
+    apart: bool = False,
+    max_handle_bytes: int = 0,
 ) -> Iterator[Engine]:
     """An engine without slack over a fresh pager; `apart` puts the pager in another process, as
-    vLLM's worker is."""
+    vLLM's worker is. `max_handle_bytes` bounds the handles of a pager in this one; 0: what the
+    driver finds useful."""
     path = str(directory / "engine.row")
     plan = plan_of(shape, driver_of(kind))
     pager: _C.Pager | None = None
@@ -117,9 +138,9 @@ def engine(
             ours.recv()
         else:
             before = _threads()
-            pager = _start(kind, shape, extents, path)
+            pager = _start(kind, shape, extents, path, max_handle_bytes)
             (thread,) = _threads() - before
-        yield Engine(_C.Pool([path], 0, 0), _C.Row.attach(path), plan, extents, thread)
+        yield Engine(_C.Pool([path], 0, 0), pager, _C.Row.attach(path), plan, extents, thread)
     finally:
         ours.close()
         if apart:

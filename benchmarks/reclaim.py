@@ -20,7 +20,7 @@ from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from benchmarks.pagers import PATIENCE, Slow, driver_of
+from benchmarks.pagers import PATIENCE, Slow, bare_calls, driver_of
 from benchmarks.report import Report, Row, Target, arguments_of
 from benchmarks.samples import Samples, ratios
 from benchmarks.shapes import FOUR_LAYERS, Plan, plan_of
@@ -148,10 +148,10 @@ def measure(report: Report, options: argparse.Namespace) -> None:
                 time.sleep(1.5)  # and is no longer promised it
                 answers.append(answer * 1e3)
                 releases.append(release)
-                calls = driver_of(options.driver).time_bare_calls(
+                times = bare_calls(options.driver).time_extents(
                     plan.part_bytes, plan.shape.layers, extents
                 )
-                bare.append(sum(wall for wall, _ in calls[1:]) / 1e9)
+                bare.append(sum(wall for wall, _ in times[1:]) / 1e9)
         finally:
             ours.close()
             idle.join(10)

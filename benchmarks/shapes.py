@@ -13,12 +13,14 @@ if TYPE_CHECKING:
 class Shape:
     """A cache of `layers` layers that lie apart, with `block_bytes` a block in each.
 
-    `block_bytes` 0 stands for one granule of the driver.
+    `block_bytes` 0 stands for one granule of the driver. An extent has at least `part_bytes` in
+    each layer.
     """
 
     name: str
     layers: int
     block_bytes: int
+    part_bytes: int = 0
 
 
 #: All layers of a block together, in a block of one granule: the smallest extent there is.
@@ -71,4 +73,4 @@ def plan_of(shape: Shape, driver: _C.Driver) -> Plan:
     block_bytes = shape.block_bytes or granule
     # Blocks enough for one extent of any alignment; the bound on mappings is not met here.
     trial = _geometry(shape, block_bytes, 4096, 1)
-    return Plan(shape, block_bytes, _C.choose_blocks_per_extent(trial, granule))
+    return Plan(shape, block_bytes, _C.choose_blocks_per_extent(trial, granule, shape.part_bytes))

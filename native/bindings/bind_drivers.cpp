@@ -1,17 +1,13 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/unique_ptr.h>
-#include <nanobind/stl/vector.h>
-#include <time.h>
 
-#include <chrono>
-#include <cstring>
 #include <memory>
 #include <tuple>
-#include <vector>
 
 #include "bindings.hpp"
 #include "kvcached/driver.hpp"
+#include "kvcached/sim_driver.hpp"
 
 namespace nb = nanobind;
 
@@ -23,73 +19,6 @@ void* pointer(std::uintptr_t address) { return reinterpret_cast<void*>(address);
 
 void check_driver(const Driver& driver, Status status, const char* call) {
   check(status, std::string(driver.name()) + " " + call + ": " + driver.last_error());
-}
-
-using Clock = std::chrono::steady_clock;
-
-/// Wall-clock and processor nanoseconds of the calling thread since its construction.
-class Stopwatch {
- public:
-  Stopwatch() : wall_(Clock::now()), processor_(processor_now()) {}
-
-  std::tuple<std::uint64_t, std::uint64_t> read() const {
-    const auto wall = std::chrono::duration_cast<std::chrono::nanoseconds>(Clock::now() - wall_);
-    return {static_cast<std::uint64_t>(wall.count()), processor_now() - processor_};
-  }
-
- private:
-  static std::uint64_t processor_now() {
-    timespec now{};
-    (void)clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
-    return static_cast<std::uint64_t>(now.tv_sec) * 1'000'000'000 +
-           static_cast<std::uint64_t>(now.tv_nsec);
-  }
-
-  Clock::time_point wall_;
-  std::uint64_t processor_;
-};
-
-/// (wall, processor) nanoseconds of commit, release and destroy, for all extents together.
-using BareTimes = std::vector<std::tuple<std::uint64_t, std::uint64_t>>;
-
-/// Commits and releases extents with nothing but the driver's calls, at the addresses and in the
-/// order of a pager: each extent has `parts` parts, and the parts of one number lie together.
-BareTimes time_bare_calls(Driver& driver, std::size_t part_bytes, std::size_t parts,
-                          std::size_t extents) {
-  const std::size_t bytes = part_bytes * parts * extents;
-  void* base = nullptr;
-  check_driver(driver, driver.reserve(bytes, &base), "reserve");
-  const auto at = [&](std::size_t extent, std::size_t part) {
-    return static_cast<char*>(base) + (part * extents + extent) * part_bytes;
-  };
-  std::vector<Handle> handles(parts * extents);
-  BareTimes times;
-  const Stopwatch committing;
-  for (std::size_t extent = 0; extent < extents; ++extent) {
-    for (std::size_t part = 0; part < parts; ++part) {
-      Handle& handle = handles[extent * parts + part];
-      check_driver(driver, driver.create(part_bytes, &handle), "create");
-      check_driver(driver, driver.map(at(extent, part), part_bytes, handle), "map");
-      check_driver(driver, driver.set_access(at(extent, part), part_bytes), "set_access");
-    }
-  }
-  times.push_back(committing.read());
-  const Stopwatch releasing;
-  for (std::size_t extent = extents; extent-- > 0;) {
-    for (std::size_t part = 0; part < parts; ++part) {
-      check_driver(driver, driver.unmap(at(extent, part), part_bytes), "unmap");
-    }
-  }
-  times.push_back(releasing.read());
-  const Stopwatch destroying;
-  for (std::size_t extent = extents; extent-- > 0;) {
-    for (std::size_t part = 0; part < parts; ++part) {
-      check_driver(driver, driver.destroy(handles[extent * parts + part], part_bytes), "destroy");
-    }
-  }
-  times.push_back(destroying.read());
-  check_driver(driver, driver.unreserve(base, bytes), "unreserve");
-  return times;
 }
 
 }  // namespace
@@ -160,15 +89,17 @@ void bind_drivers(nb::module_& module) {
           [](Driver& driver, std::uintptr_t address, std::size_t bytes) {
             check_driver(driver, driver.set_access(pointer(address), bytes), "set_access");
           },
-          nb::arg("address"), nb::arg("bytes"), "Lets the device read and write.")
-      .def("time_bare_calls", &time_bare_calls, nb::call_guard<nb::gil_scoped_release>(),
-           nb::arg("part_bytes"), nb::arg("parts"), nb::arg("extents"),
-           "For benchmarks: commits and releases extents with the driver's calls alone, without "
-           "a pager. Returns (wall, processor) nanoseconds of the thread for all extents together, "
-           "for create + map + set_access, for unmap and for destroy. Raises Error at the first "
-           "refusal, with memory left behind.");
+          nb::arg("address"), nb::arg("bytes"), "Lets the device read and write.");
   module.def("host_driver", &make_host_driver, nb::arg("budget_bytes") = 0,
              "This machine's memory, at most `budget_bytes` of it (0: what the machine has).");
+  module.def(
+      "sim_driver",
+      [](std::size_t capacity_bytes, std::size_t granularity) -> std::unique_ptr<Driver> {
+        return std::make_unique<SimDriver>(
+            SimDriver::Options{.capacity_bytes = capacity_bytes, .granularity = granularity});
+      },
+      nb::arg("capacity_bytes"), nb::arg("granularity") = std::size_t{2} << 20,
+      "A device that exists on paper, for simulations: touching its memory faults.");
   module.def("cuda_driver", &make_cuda_driver, nb::arg("ordinal") = 0,
              "A CUDA device's memory, through the driver found at run time.");
 }

@@ -38,7 +38,8 @@ void bind_pager(nb::module_& module) {
           [](Pager* self, std::unique_ptr<Driver> driver, const Geometry& geometry,
              std::string path, std::string engine, std::string layout, std::uint32_t rank,
              std::uint64_t limit_bytes, std::uint32_t pinned_extents, std::string ledger,
-             bool shared, std::optional<LeaseTerms> terms, bool sanity_check) {
+             bool shared, std::optional<LeaseTerms> terms, std::uint64_t max_handle_bytes,
+             bool sanity_check) {
             PagerOptions options;
             options.path = std::move(path);
             options.engine = std::move(engine);
@@ -46,6 +47,7 @@ void bind_pager(nb::module_& module) {
             options.rank = rank;
             options.limit_bytes = limit_bytes;
             options.pinned_extents = pinned_extents;
+            options.max_handle_bytes = max_handle_bytes;
             options.sanity_check = sanity_check;
             if (!ledger.empty()) {
               options.ledger.emplace();
@@ -58,8 +60,8 @@ void bind_pager(nb::module_& module) {
           nb::arg("driver"), nb::arg("geometry"), nb::arg("path"), nb::arg("engine") = "",
           nb::arg("layout") = "", nb::arg("rank") = 0, nb::arg("limit_bytes") = 0,
           nb::arg("pinned_extents") = 1, nb::arg("ledger") = "", nb::arg("shared") = false,
-          nb::arg("terms") = nb::none(), nb::arg("sanity_check") = false,
-          "Takes the driver over; it cannot be used afterwards.")
+          nb::arg("terms") = nb::none(), nb::arg("max_handle_bytes") = 0,
+          nb::arg("sanity_check") = false, "Takes the driver over; it cannot be used afterwards.")
       .def(
           "start",
           [](Pager& pager) {

@@ -49,6 +49,24 @@ void construct(Pool* self, const std::vector<std::string>& paths, std::uint32_t 
   }
 }
 
+std::vector<std::tuple<std::uint32_t, std::uint32_t>> committed_units(const Pool& pool) {
+  const ExtentTable& extents = pool.extents();
+  const auto committed = [&extents](std::uint32_t extent) {
+    for (std::size_t rank = 0; rank < extents.ranks(); ++rank) {
+      if (extents.row(rank).state(extent) != ExtentState::committed) return false;
+    }
+    return true;
+  };
+  std::vector<std::tuple<std::uint32_t, std::uint32_t>> units;
+  for (std::uint32_t at = extents.pinned(); at < extents.num_extents(); ++at) {
+    if (!committed(at)) continue;
+    const Row::Request unit = extents.unit_of(at);
+    units.emplace_back(unit.first, unit.count);
+    at += unit.count - 1;
+  }
+  return units;
+}
+
 bool ensure(Pool& pool, std::uint32_t blocks, double seconds) {
   if (pool.num_unhashed() >= blocks) return true;
   const nb::gil_scoped_release release;
@@ -156,6 +174,10 @@ void bind_pool(nb::module_& module) {
             if (pool.leases() != nullptr) pool.leases()->orders_done();
           },
           "Reports orders given by hand as carried out.")
+      .def(
+          "units", &committed_units,
+          "(first, count) of every unit that is committed on every rank, the pinned extents apart: "
+          "one handle a region part backs each.")
       .def("in_order", &Pool::in_order, "Free block ids in the order of handing out.");
 }
 

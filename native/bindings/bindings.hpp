@@ -22,6 +22,7 @@ inline void check(Status status, const std::string& message) {
 }
 
 void bind_drivers(nanobind::module_& module);
+void bind_driver_calls(nanobind::module_& module);
 void bind_geometry(nanobind::module_& module);
 void bind_pager(nanobind::module_& module);
 void bind_pool(nanobind::module_& module);

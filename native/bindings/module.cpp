@@ -8,6 +8,7 @@ NB_MODULE(_C, module) {
   nb::set_leak_warnings(false);
   nb::exception<kvcached::bindings::Error>(module, "Error", PyExc_RuntimeError);
   kvcached::bindings::bind_drivers(module);
+  kvcached::bindings::bind_driver_calls(module);
   kvcached::bindings::bind_geometry(module);
   kvcached::bindings::bind_pager(module);
   kvcached::bindings::bind_rows(module);

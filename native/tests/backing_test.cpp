@@ -131,6 +131,65 @@ TEST(BackingTest, FreshMemoryIsScrubbedOnlyWhereTheDriverPromisesNoZeros) {
   EXPECT_TRUE(clean.is_zero(0)) << "a handle used again holds what its last user wrote";
 }
 
+TEST(BackingTest, SeveralUnitsAreZeroAfterOneWait) {
+  Rig rig(four_layers());
+  for (const std::uint32_t first : {0u, 1u, 4u}) {
+    ASSERT_EQ(rig.backing->begin_commit(first, 1, 0), Status::ok);
+    rig.check_accounts();
+  }
+  EXPECT_EQ(rig.driver.calls(Call::wait_for_scrubs), 0u);
+  EXPECT_FALSE(rig.is_zero(0)) << "the device has not been waited for";
+  ASSERT_EQ(rig.backing->finish_commits(), Status::ok);
+  EXPECT_EQ(rig.driver.calls(Call::wait_for_scrubs), 1u);
+  EXPECT_TRUE(rig.is_zero(0, 2));
+  EXPECT_TRUE(rig.is_zero(4));
+  ASSERT_EQ(rig.backing->finish_commits(), Status::ok) << "there is nothing left to finish";
+  EXPECT_EQ(rig.driver.calls(Call::wait_for_scrubs), 1u);
+}
+
+TEST(BackingTest, AUnitThatIsRefusedLeavesThoseBegunBeforeItAlone) {
+  Rig rig(four_layers(), {.capacity_bytes = 16 * kGranule, .granularity = kGranule});
+  ASSERT_EQ(rig.backing->begin_commit(0, 1, 0), Status::ok);
+  EXPECT_EQ(rig.backing->begin_commit(1, 2, 0), Status::out_of_memory);
+  rig.check_accounts();
+  ASSERT_EQ(rig.backing->finish_commits(), Status::ok);
+  EXPECT_EQ(rig.backing->mapped_bytes(), 8 * kGranule);
+  EXPECT_TRUE(rig.is_zero(0));
+}
+
+TEST(BackingTest, WhereTheScrubsFailNoneOfTheUnitsIsCommitted) {
+  Rig rig(shared());
+  ASSERT_EQ(rig.commit(1), Status::ok);
+  rig.write(1);
+  const SimDriver::Snapshot before = rig.driver.snapshot();
+  // Both share a granule with the unit that is there.
+  ASSERT_EQ(rig.backing->begin_commit(0, 1, 0), Status::ok);
+  ASSERT_EQ(rig.backing->begin_commit(2, 2, 0), Status::ok);
+  rig.driver.fail_call(Call::wait_for_scrubs, 1, Status::driver_error);
+  EXPECT_EQ(rig.backing->finish_commits(), Status::driver_error);
+  EXPECT_NE(rig.backing->last_error().find("scripted"), std::string::npos);
+  rig.check_accounts();
+  EXPECT_EQ(rig.driver.snapshot().mappings, before.mappings);
+  ASSERT_EQ(rig.commit(0), Status::ok);
+  ASSERT_EQ(rig.commit(2, 2), Status::ok);
+  EXPECT_TRUE(rig.is_zero(0));
+  EXPECT_TRUE(rig.is_zero(2, 2));
+  EXPECT_TRUE(rig.is_written(1));
+}
+
+TEST(BackingTest, UnitsThatShareAGranuleMayBeBegunTogether) {
+  Rig rig(shared());
+  ASSERT_EQ(rig.commit(0, 3), Status::ok);
+  rig.write(0, 3);
+  rig.release(1, 2);
+  for (const std::uint32_t first : {2u, 1u}) {
+    ASSERT_EQ(rig.backing->begin_commit(first, 1, 0), Status::ok);
+  }
+  ASSERT_EQ(rig.backing->finish_commits(), Status::ok);
+  EXPECT_TRUE(rig.is_zero(1, 2));
+  EXPECT_TRUE(rig.is_written(0));
+}
+
 TEST(BackingTest, AReleasedHandleIsKeptHeldAndUsedAgain) {
   Rig rig(together());
   ASSERT_EQ(rig.commit(0), Status::ok);
@@ -467,6 +526,25 @@ struct Unit {
   std::uint32_t count = 0;
 };
 
+// Up to four extents in a row that are not committed, or none.
+Unit free_unit(Dice& dice, const std::vector<bool>& committed) {
+  const auto extents = static_cast<std::uint32_t>(committed.size());
+  Unit unit{dice.between(0, extents - 1), 0};
+  const std::uint32_t most = dice.between(1, 4);
+  while (unit.count < most && unit.first + unit.count < extents &&
+         !committed[unit.first + unit.count]) {
+    ++unit.count;
+  }
+  return unit;
+}
+
+Unit take_any(Dice& dice, std::vector<Unit>& units) {
+  std::swap(units[dice.between(0, static_cast<std::uint32_t>(units.size()) - 1)], units.back());
+  const Unit unit = units.back();
+  units.pop_back();
+  return unit;
+}
+
 TEST_P(BackingFillTest, AnySequenceKeepsItsAccountsAndItsContents) {
   for (std::uint64_t seed = first_seed(), last = seed + 60; seed < last; ++seed) {
     SCOPED_TRACE(describe_seed(seed));
@@ -483,17 +561,12 @@ TEST_P(BackingFillTest, AnySequenceKeepsItsAccountsAndItsContents) {
     std::vector<Unit> units;
     for (int turn = 0; turn < 150; ++turn) {
       if (failing && dice.chance(30)) {
-        const auto call = static_cast<Call>(dice.between(static_cast<std::uint32_t>(Call::create),
-                                                         static_cast<std::uint32_t>(Call::scrub)));
+        const auto call = static_cast<Call>(dice.between(
+            static_cast<std::uint32_t>(Call::create), static_cast<std::uint32_t>(Call::reads_as)));
         rig.driver.fail_call(call, dice.between(1, 4), Status::driver_error);
       }
       if (dice.chance(55)) {
-        Unit unit{dice.between(0, geometry.num_extents() - 1), 0};
-        const std::uint32_t most = dice.between(1, 4);
-        while (unit.count < most && unit.first + unit.count < geometry.num_extents() &&
-               !committed[unit.first + unit.count]) {
-          ++unit.count;
-        }
+        const Unit unit = free_unit(dice, committed);
         if (unit.count == 0) continue;
         const std::uint64_t limit = dice.chance(30) ? dice.between(1, 30) * kGranule : 0;
         const Status status = rig.commit(unit.first, unit.count, limit);
@@ -510,10 +583,7 @@ TEST_P(BackingFillTest, AnySequenceKeepsItsAccountsAndItsContents) {
           ASSERT_LT(capacity, std::size_t{1} << 30);
         }
       } else if (!units.empty()) {
-        std::swap(units[dice.between(0, static_cast<std::uint32_t>(units.size()) - 1)],
-                  units.back());
-        const Unit unit = units.back();
-        units.pop_back();
+        const Unit unit = take_any(dice, units);
         rig.release(unit.first, unit.count);
         std::fill_n(committed.begin() + unit.first, unit.count, false);
       } else {
@@ -531,6 +601,57 @@ TEST_P(BackingFillTest, AnySequenceKeepsItsAccountsAndItsContents) {
       EXPECT_EQ(rig.backing->trim(kForever), 0u);
       EXPECT_EQ(rig.driver.created_bytes(), 0u);
     }
+  }
+}
+
+TEST_P(BackingFillTest, AnySequenceOfRunsWithReleasesBetweenKeepsItsContents) {
+  for (std::uint64_t seed = first_seed(), last = seed + 60; seed < last; ++seed) {
+    SCOPED_TRACE(describe_seed(seed));
+    Dice dice(seed);
+    const Geometry geometry = random_geometry(dice);
+    const bool failing = dice.chance(60);
+    Rig rig(geometry, {.granularity = kGranule}, GetParam());
+    std::vector<bool> committed(geometry.num_extents(), false);
+    std::vector<Unit> units;
+    const auto mark = [&](const Unit& unit, bool value) {
+      std::fill_n(committed.begin() + unit.first, unit.count, value);
+    };
+    for (int turn = 0; turn < 60; ++turn) {
+      if (failing && dice.chance(40)) {
+        const auto call = static_cast<Call>(dice.between(
+            static_cast<std::uint32_t>(Call::create), static_cast<std::uint32_t>(Call::reads_as)));
+        rig.driver.fail_call(call, dice.between(1, 6), Status::driver_error);
+      }
+      std::vector<Unit> run;
+      for (std::uint32_t left = dice.between(1, 5); left != 0; --left) {
+        const Unit unit = free_unit(dice, committed);
+        if (unit.count != 0 && rig.backing->begin_commit(unit.first, unit.count, 0) == Status::ok) {
+          run.push_back(unit);
+          mark(unit, true);
+        }
+        if (!units.empty() && dice.chance(40)) {
+          const Unit gone = take_any(dice, units);
+          rig.release(gone.first, gone.count);
+          mark(gone, false);
+        }
+      }
+      const Status status = rig.backing->finish_commits();
+      ASSERT_TRUE(failing || status == Status::ok);
+      for (const Unit& unit : run) {
+        if (status == Status::ok) {
+          ASSERT_TRUE(rig.is_fresh(unit.first, unit.count));
+          rig.write(unit.first, unit.count);
+          units.push_back(unit);
+        } else {
+          mark(unit, false);
+        }
+      }
+      rig.check_accounts();
+      for (const Unit& unit : units) ASSERT_TRUE(rig.is_written(unit.first, unit.count));
+      ASSERT_EQ(rig.backing->violation(), "");
+      if (HasFailure()) return;
+    }
+    rig.driver.clear_failures();
   }
 }
 

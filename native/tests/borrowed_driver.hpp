@@ -52,6 +52,7 @@ class BorrowedDriver : public Driver {
                                 bool* all) override {
     return driver_.reads_as(byte, address, bytes, all);
   }
+  [[nodiscard]] Status wait_for_scrubs() override { return driver_.wait_for_scrubs(); }
   [[nodiscard]] bool fresh_memory_is_zero() const noexcept override {
     return driver_.fresh_memory_is_zero();
   }

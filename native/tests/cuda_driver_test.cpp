@@ -41,6 +41,7 @@ class CudaDriverTest : public testing::Test {
     ASSERT_EQ(driver.map(address, unit, handle), Status::ok) << driver.last_error();
     ASSERT_EQ(driver.set_access(address, unit), Status::ok) << driver.last_error();
     ASSERT_EQ(driver.scrub(address, unit), Status::ok) << driver.last_error();
+    ASSERT_EQ(driver.wait_for_scrubs(), Status::ok) << driver.last_error();
     ASSERT_EQ(driver.memory_info(&info), Status::ok) << driver.last_error();
     ASSERT_EQ(driver.unmap(address, unit), Status::ok) << driver.last_error();
     ASSERT_EQ(driver.destroy(handle, unit), Status::ok) << driver.last_error();

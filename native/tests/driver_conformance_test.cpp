@@ -91,6 +91,11 @@ class DriverConformance : public testing::TestWithParam<Subject> {
     }
   }
 
+  void scrub(void* address, std::size_t bytes, std::uint8_t byte = 0) const {
+    EXPECT_EQ(driver->scrub(address, bytes, byte), Status::ok) << driver->last_error();
+    EXPECT_EQ(driver->wait_for_scrubs(), Status::ok) << driver->last_error();
+  }
+
   bool reads_as(const void* address, std::size_t bytes, int value) const {
     std::vector<unsigned char> copy(bytes);
     if (device) {
@@ -232,7 +237,7 @@ TEST_P(DriverConformance, ScrubsToZeroAndNothingElse) {
   commit(1);
   commit(2);
   if (GetParam().has_contents) fill(base, 3 * unit, 0xff);
-  ASSERT_EQ(driver->scrub(at(1), unit), Status::ok) << driver->last_error();
+  scrub(at(1), unit);
   if (!GetParam().has_contents) return;
   EXPECT_TRUE(reads_as(at(0), unit, 0xff));
   EXPECT_TRUE(reads_as(at(1), unit, 0));
@@ -242,10 +247,10 @@ TEST_P(DriverConformance, ScrubsToZeroAndNothingElse) {
 TEST_P(DriverConformance, ScrubsAcrossHandlesAndInsideThem) {
   commit(0, 3);
   commit(3, 3);
-  ASSERT_EQ(driver->scrub(at(1), 4 * unit), Status::ok) << driver->last_error();
+  scrub(at(1), 4 * unit);
   if (!GetParam().has_contents) return;
   fill(base, 6 * unit, 0x11);
-  ASSERT_EQ(driver->scrub(at(1), 4 * unit), Status::ok);
+  scrub(at(1), 4 * unit);
   EXPECT_TRUE(reads_as(at(0), unit, 0x11));
   EXPECT_TRUE(reads_as(at(1), 4 * unit, 0));
   EXPECT_TRUE(reads_as(at(5), unit, 0x11));
@@ -256,7 +261,7 @@ TEST_P(DriverConformance, ScrubsRangesOfAnySizeAndAlignment) {
   commit(1);
   if (GetParam().has_contents) fill(base, 2 * unit, 0x11);
   // One block of an extent that shares its granules with its neighbours.
-  ASSERT_EQ(driver->scrub(at(1) - 1'000, 3'001), Status::ok) << driver->last_error();
+  scrub(at(1) - 1'000, 3'001);
   if (!GetParam().has_contents) return;
   EXPECT_TRUE(reads_as(at(0), unit - 1'000, 0x11));
   EXPECT_TRUE(reads_as(at(1) - 1'000, 3'001, 0));
@@ -266,29 +271,127 @@ TEST_P(DriverConformance, ScrubsRangesOfAnySizeAndAlignment) {
 TEST_P(DriverConformance, ScrubsWithAnyByte) {
   commit(0);
   commit(1);
-  ASSERT_EQ(driver->scrub(at(0), 2 * unit, 0x3f), Status::ok) << driver->last_error();
-  ASSERT_EQ(driver->scrub(at(1), unit, 0xfe), Status::ok) << driver->last_error();
+  scrub(at(0), 2 * unit, 0x3f);
+  scrub(at(1), unit, 0xfe);
   if (!GetParam().has_contents) return;
   EXPECT_TRUE(reads_as(at(0), unit, 0x3f));
   EXPECT_TRUE(reads_as(at(1), unit, 0xfe));
 }
 
+TEST_P(DriverConformance, ScrubsWithDifferentBytesSideBySideAndWaitsOnce) {
+  commit(0, 6);
+  // Neighbours with one byte each, two of the same, a part of what is under way, and zero after
+  // all.
+  ASSERT_EQ(driver->scrub(at(0), unit, 0x3f), Status::ok) << driver->last_error();
+  ASSERT_EQ(driver->scrub(at(1), unit, 0xfe), Status::ok) << driver->last_error();
+  ASSERT_EQ(driver->scrub(at(2), unit, 0xfe), Status::ok) << driver->last_error();
+  ASSERT_EQ(driver->scrub(at(3), unit), Status::ok) << driver->last_error();
+  ASSERT_EQ(driver->scrub(at(4), 2 * unit, 0x11), Status::ok) << driver->last_error();
+  ASSERT_EQ(driver->scrub(at(4), 7, 0x22), Status::ok) << driver->last_error();
+  ASSERT_EQ(driver->scrub(at(4) + 7, 1, 0x33), Status::ok) << driver->last_error();
+  ASSERT_EQ(driver->wait_for_scrubs(), Status::ok) << driver->last_error();
+  const auto holds = [this](std::uint8_t byte, const void* address, std::size_t bytes) {
+    bool all = false;
+    EXPECT_EQ(driver->reads_as(byte, address, bytes, &all), Status::ok) << driver->last_error();
+    return all && (!GetParam().has_contents || reads_as(address, bytes, byte));
+  };
+  EXPECT_TRUE(holds(0x3f, at(0), unit));
+  EXPECT_TRUE(holds(0xfe, at(1), 2 * unit));
+  EXPECT_TRUE(holds(0, at(3), unit));
+  EXPECT_TRUE(holds(0x22, at(4), 7));
+  EXPECT_TRUE(holds(0x33, at(4) + 7, 1));
+  EXPECT_TRUE(holds(0x11, at(4) + 8, 2 * unit - 8));
+}
+
 TEST_P(DriverConformance, TellsWhetherARangeIsOneByteAllOver) {
   commit(0);
   commit(1);
-  ASSERT_EQ(driver->scrub(at(0), 2 * unit, 0x3f), Status::ok) << driver->last_error();
+  scrub(at(0), 2 * unit, 0x3f);
   bool all = false;
   ASSERT_EQ(driver->reads_as(0x3f, at(0) + 1, 2 * unit - 1, &all), Status::ok);
   EXPECT_TRUE(all);
   ASSERT_EQ(driver->reads_as(0, at(0), unit, &all), Status::ok);
   EXPECT_FALSE(all);
-  ASSERT_EQ(driver->scrub(at(1) + 7, 1, 0x3e), Status::ok);
+  scrub(at(1) + 7, 1, 0x3e);
   ASSERT_EQ(driver->reads_as(0x3f, at(1), 8, &all), Status::ok);
   EXPECT_FALSE(all);
   ASSERT_EQ(driver->reads_as(0x3f, at(1), 7, &all), Status::ok);
   EXPECT_TRUE(all);
   EXPECT_EQ(driver->reads_as(0x3f, at(1), unit + 1, &all), Status::invalid_argument);
   EXPECT_TRUE(all) << "a refused call says nothing";
+}
+
+TEST_P(DriverConformance, ReadsWhatIsSettledWhileItsNeighbourIsScrubbed) {
+  commit(0);
+  commit(1);
+  scrub(at(0), unit, 0x3f);
+  ASSERT_EQ(driver->scrub(at(1), unit, 0xfe), Status::ok) << driver->last_error();
+  bool all = false;
+  ASSERT_EQ(driver->reads_as(0x3f, at(0), unit, &all), Status::ok) << driver->last_error();
+  EXPECT_TRUE(all);
+  ASSERT_EQ(driver->wait_for_scrubs(), Status::ok) << driver->last_error();
+  ASSERT_EQ(driver->reads_as(0xfe, at(1), unit, &all), Status::ok) << driver->last_error();
+  EXPECT_TRUE(all);
+}
+
+TEST_P(DriverConformance, WaitsOnceForAnyNumberOfScrubs) {
+  EXPECT_EQ(driver->wait_for_scrubs(), Status::ok) << "there is nothing to wait for";
+  for (std::size_t n = 0; n < kUnits; ++n) commit(n);
+  if (GetParam().has_contents) fill(base, kUnits * unit, 0x11);
+  // Neighbours in both directions, one alone, a part of one, and one of them twice.
+  for (const std::size_t n : {0u, 1u, 2u, 7u, 6u, 10u, 1u}) {
+    ASSERT_EQ(driver->scrub(at(n), unit), Status::ok) << driver->last_error();
+  }
+  ASSERT_EQ(driver->scrub(at(12) + 5, unit), Status::ok) << driver->last_error();
+  ASSERT_EQ(driver->wait_for_scrubs(), Status::ok) << driver->last_error();
+  EXPECT_EQ(driver->wait_for_scrubs(), Status::ok);
+  if (!GetParam().has_contents) return;
+  for (std::size_t n = 0; n < 12; ++n) {
+    const bool zero = n <= 2 || n == 6 || n == 7 || n == 10;
+    EXPECT_TRUE(reads_as(at(n), unit, zero ? 0 : 0x11)) << n;
+  }
+  EXPECT_TRUE(reads_as(at(12), 5, 0x11));
+  EXPECT_TRUE(reads_as(at(12) + 5, unit, 0));
+  EXPECT_TRUE(reads_as(at(13) + 5, unit - 5, 0x11));
+}
+
+TEST_P(DriverConformance, ScrubsAsMuchAsADeviceDoesInSeveralTurns) {
+  constexpr std::size_t kMuch = 48;  // MiB; more than is handed to a GPU at a time
+  void* much = nullptr;
+  ASSERT_EQ(driver->reserve(kMuch << 20, &much), Status::ok) << driver->last_error();
+  auto* const first = static_cast<std::byte*>(much);
+  for (std::size_t mib = 0; mib < kMuch; mib += 8) {
+    Handle handle;
+    ASSERT_EQ(driver->create(8 << 20, &handle), Status::ok) << driver->last_error();
+    ASSERT_EQ(driver->map(first + (mib << 20), 8 << 20, handle), Status::ok);
+    ASSERT_EQ(driver->set_access(first + (mib << 20), 8 << 20), Status::ok);
+    live.push_back({first + (mib << 20), handle, 8 << 20});
+  }
+  if (GetParam().has_contents) fill(much, kMuch << 20, 0x11);
+  for (std::size_t mib = 0; mib < kMuch; mib += 8) {
+    ASSERT_EQ(driver->scrub(first + (mib << 20), 8 << 20), Status::ok) << driver->last_error();
+  }
+  ASSERT_EQ(driver->wait_for_scrubs(), Status::ok) << driver->last_error();
+  if (GetParam().has_contents) {
+    EXPECT_TRUE(reads_as(much, kMuch << 20, 0));
+  }
+  while (!live.empty()) release_last();
+  EXPECT_EQ(driver->unreserve(much, kMuch << 20), Status::ok) << driver->last_error();
+}
+
+TEST_P(DriverConformance, UnmapsWhatIsBeingScrubbedWithoutHarmToOthers) {
+  for (int round = 0; round < 8; ++round) {
+    commit(0);
+    commit(1);
+    ASSERT_EQ(driver->scrub(at(0), unit), Status::ok) << driver->last_error();
+    ASSERT_EQ(driver->scrub(at(1), unit), Status::ok) << driver->last_error();
+    release_last();
+    ASSERT_EQ(driver->wait_for_scrubs(), Status::ok) << driver->last_error();
+    if (GetParam().has_contents) {
+      EXPECT_TRUE(reads_as(at(0), unit, 0));
+    }
+    release_last();
+  }
 }
 
 TEST_P(DriverConformance, RefusesToScrubWhatIsNotAccessible) {

@@ -37,6 +37,18 @@ bool eventually(const std::function<bool()>& condition) {
   return true;
 }
 
+/// Takes as long to unmap as a GPU does.
+class SlowUnmap final : public BorrowedDriver {
+ public:
+  using BorrowedDriver::BorrowedDriver;
+  [[nodiscard]] Status unmap(void* address, std::size_t bytes) override {
+    const auto until = Clock::now() + std::chrono::microseconds(50);
+    while (Clock::now() < until) {
+    }
+    return BorrowedDriver::unmap(address, bytes);
+  }
+};
+
 /// A pager on a simulated device, and the scheduler's side of its row.
 class PagerTest : public testing::Test {
  protected:
@@ -276,18 +288,118 @@ TEST_F(PagerTest, ARequestAboveTheLimitIsDeniedUntilTheLimitIsRaised) {
   EXPECT_LE(header().held_bytes, 6 * kGranule);
 }
 
-/// Holds the pager up in a create() for as long as the test wants.
+/// Holds the pager up in a create(), or in its wait for scrubs, for as long as the test wants.
 class GatedDriver final : public BorrowedDriver {
  public:
-  GatedDriver(Driver& driver, std::mutex& gate) : BorrowedDriver(driver), gate_(gate) {}
+  GatedDriver(Driver& driver, std::mutex& gate, Call gated = Call::create)
+      : BorrowedDriver(driver), gate_(gate), gated_(gated) {}
   [[nodiscard]] Status create(std::size_t bytes, Handle* handle) override {
-    const std::lock_guard lock(gate_);
+    pass(Call::create);
     return BorrowedDriver::create(bytes, handle);
+  }
+  [[nodiscard]] Status wait_for_scrubs() override {
+    pass(Call::wait_for_scrubs);
+    return BorrowedDriver::wait_for_scrubs();
   }
 
  private:
+  void pass(Call call) {
+    if (call == gated_) const std::lock_guard lock(gate_);
+  }
+
   std::mutex& gate_;
+  const Call gated_;
 };
+
+TEST_F(PagerTest, NothingIsCommittedBeforeItsMemoryIsZero) {
+  std::mutex gate;
+  std::unique_lock closed(gate, std::defer_lock);
+  pager =
+      std::make_unique<Pager>(std::make_unique<GatedDriver>(driver, gate, Call::wait_for_scrubs),
+                              layers_apart(2, kExtents, kGranule, 1), options);
+  ASSERT_EQ(pager->start(&error), Status::ok) << error;
+  ASSERT_EQ(Row::attach(options.path, &scheduler, &error), Status::ok) << error;
+  closed.lock();
+  for (const std::uint32_t first : {1u, 3u, 5u}) tell({first, 1}, ExtentState::wanted);
+  EXPECT_TRUE(eventually([&] { return driver.mapped_bytes() == 4 * kGranule; }));
+  EXPECT_TRUE(stays({1, 1}, ExtentState::wanted));
+  EXPECT_EQ(driver.mapped_bytes(), 4 * kGranule);
+  closed.unlock();
+  for (const std::uint32_t first : {1u, 3u, 5u}) {
+    ASSERT_TRUE(becomes({first, 1}, ExtentState::committed));
+  }
+  EXPECT_EQ(header().commits, 3u);
+  scheduler.reset();
+  pager.reset();
+}
+
+TEST_F(PagerTest, ManyUnitsAreWaitedForAFewTimes) {
+  constexpr std::uint32_t kMany = 2000;
+  std::mutex gate;
+  pager = std::make_unique<Pager>(std::make_unique<GatedDriver>(driver, gate),
+                                  block_major(1, kMany, kGranule, 1), options);
+  ASSERT_EQ(pager->start(&error), Status::ok) << error;
+  ASSERT_EQ(Row::attach(options.path, &scheduler, &error), Status::ok) << error;
+  {
+    const std::lock_guard lock(gate);
+    for (std::uint32_t extent = 1; extent < kMany; ++extent) {
+      tell({extent, 1}, ExtentState::wanted);
+    }
+  }
+  ASSERT_TRUE(becomes({1, kMany - 1}, ExtentState::committed));
+  EXPECT_LT(driver.calls(Call::wait_for_scrubs), kMany / 4);
+  EXPECT_TRUE(driver.reads_as_zero(pager->backing().region(0), kMany * kGranule));
+  scheduler.reset();
+  pager.reset();
+}
+
+TEST_F(PagerTest, WhereZeroingFailsTheWholeRunIsDeniedAndMayBeAskedForAgain) {
+  std::mutex gate;
+  pager = std::make_unique<Pager>(std::make_unique<GatedDriver>(driver, gate),
+                                  layers_apart(2, kExtents, kGranule, 1), options);
+  ASSERT_EQ(pager->start(&error), Status::ok) << error;
+  ASSERT_EQ(Row::attach(options.path, &scheduler, &error), Status::ok) << error;
+  {
+    const std::lock_guard lock(gate);
+    for (const std::uint32_t first : {1u, 3u, 5u}) tell({first, 1}, ExtentState::wanted);
+    // The first unit is answered for by itself, the others together, or apart on a slow machine.
+    driver.fail_call(Call::wait_for_scrubs, 2, Status::driver_error);
+    driver.fail_call(Call::wait_for_scrubs, 3, Status::driver_error);
+  }
+  EXPECT_TRUE(becomes({1, 1}, ExtentState::committed));
+  EXPECT_TRUE(becomes({3, 1}, ExtentState::denied));
+  EXPECT_TRUE(becomes({5, 1}, ExtentState::denied));
+  EXPECT_EQ(header().commits, 1u);
+  EXPECT_EQ(header().denials, 2u);
+  EXPECT_NE(pager->last_error().find("wait_for_scrubs"), std::string::npos);
+  EXPECT_EQ(driver.mapped_bytes(), 4 * kGranule);
+  driver.clear_failures();
+  EXPECT_TRUE(commit({3, 1}));
+  EXPECT_TRUE(commit({5, 1}));
+  scheduler.reset();
+  pager.reset();
+}
+
+TEST_F(PagerTest, ARequestIsServedWhileThousandsOfReleasesAreUnderWay) {
+  constexpr std::uint32_t kMany = 4000;
+  pager = std::make_unique<Pager>(std::make_unique<SlowUnmap>(driver),
+                                  block_major(1, kMany + 1, kGranule, 1), options);
+  ASSERT_EQ(pager->start(&error), Status::ok) << error;
+  ASSERT_EQ(Row::attach(options.path, &scheduler, &error), Status::ok) << error;
+  for (std::uint32_t extent = 1; extent < kMany; ++extent) {
+    tell({extent, 1}, ExtentState::wanted);
+  }
+  ASSERT_TRUE(becomes({1, kMany - 1}, ExtentState::committed));
+  for (std::uint32_t extent = 1; extent < kMany; ++extent) {
+    tell({extent, 1}, ExtentState::releasing);
+  }
+  ASSERT_TRUE(commit({kMany, 1}));
+  EXPECT_TRUE(is({kMany - 1, 1}, ExtentState::releasing)) << "the last ones have to wait";
+  EXPECT_TRUE(becomes({1, kMany - 1}, ExtentState::absent));
+  EXPECT_EQ(header().releases, kMany - 1);
+  scheduler.reset();
+  pager.reset();
+}
 
 TEST_F(PagerTest, WhatIsOnItsWayOutMakesRoomForWhatIsWanted) {
   std::mutex gate;

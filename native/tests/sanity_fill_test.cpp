@@ -164,6 +164,62 @@ TEST_F(SanityFillFailureTest, MemoryThatCouldNotBeFilledIsNotJudged) {
   EXPECT_EQ(backing.violation(), "");
 }
 
+TEST_F(SanityFillFailureTest, MemoryWhoseFillWasNotSeenToEndIsNotJudged) {
+  driver.fail_call(Call::wait_for_scrubs, 1, Status::driver_error);
+  backing.release(1, 1);
+  EXPECT_NE(backing.last_error().find("wait_for_scrubs"), std::string::npos);
+  write_shared();
+  ASSERT_EQ(backing.commit(1, 1, 0), Status::ok);
+  EXPECT_EQ(backing.violation(), "");
+}
+
+TEST_F(SanityFillFailureTest, AfterACommitWhoseScrubsFailedNothingItTouchedIsJudged) {
+  backing.release(1, 1);
+  // The commit's wait, and that of the release which undoes it.
+  driver.fail_call(Call::wait_for_scrubs, 1, Status::driver_error);
+  driver.fail_call(Call::wait_for_scrubs, 2, Status::driver_error);
+  ASSERT_EQ(backing.commit(1, 1, 0), Status::driver_error);
+  write_shared();
+  ASSERT_EQ(backing.commit(1, 1, 0), Status::ok);
+  EXPECT_EQ(backing.violation(), "");
+}
+
+TEST_F(SanityFillFailureTest, AReleasesWaitThatFailsIsToldToTheUnitsThatWereBegun) {
+  ASSERT_EQ(backing.begin_commit(4, 1, 0), Status::ok);
+  driver.fail_call(Call::wait_for_scrubs, 1, Status::driver_error);
+  backing.release(1, 1);
+  ASSERT_EQ(backing.begin_commit(6, 1, 0), Status::ok);
+  EXPECT_EQ(backing.finish_commits(), Status::driver_error);
+  EXPECT_EQ(backing.mapped_bytes(), 2 * kGranule) << "extent 0 is all there is";
+  ASSERT_EQ(backing.commit(4, 1, 0), Status::ok) << "it is told once";
+}
+
+TEST_F(SanityFillFailureTest, AUnitRefusedAfterItsFirstScrubMayBeBegunAgainInTheSameRun) {
+  ASSERT_EQ(backing.commit(3, 1, 0), Status::ok);
+  backing.release(1, 1);
+  ASSERT_EQ(backing.begin_commit(6, 1, 0), Status::ok);
+  // Extents 1 and 2 make two granules and share one on either side; the third scrub is the last.
+  driver.fail_call(Call::scrub, 3, Status::driver_error);
+  ASSERT_EQ(backing.begin_commit(1, 2, 0), Status::driver_error);
+  ASSERT_EQ(backing.begin_commit(1, 2, 0), Status::ok);
+  EXPECT_EQ(backing.finish_commits(), Status::ok);
+  EXPECT_EQ(backing.violation(), "");
+  EXPECT_EQ(driver.contract_violations(), 0U);
+}
+
+TEST_F(SanityFillFailureTest, ARunThatSharesAGranuleFindsAWriteToEitherPart) {
+  Backing thirds(driver, block_major(1, 12, kGranule / 3 + 1, 1), kSanityFill);
+  ASSERT_EQ(thirds.reserve(), Status::ok);
+  ASSERT_EQ(thirds.commit(0, 1, 0), Status::ok);
+  ASSERT_EQ(driver.touch(static_cast<char*>(thirds.region(0)) + kGranule * 5 / 6, 1), Status::ok);
+  ASSERT_EQ(thirds.begin_commit(1, 1, 0), Status::ok);
+  EXPECT_EQ(thirds.violation(), "");
+  ASSERT_EQ(thirds.begin_commit(2, 1, 0), Status::ok);
+  EXPECT_NE(thirds.violation(), "");
+  ASSERT_EQ(thirds.finish_commits(), Status::ok);
+  EXPECT_EQ(driver.contract_violations(), 0U);
+}
+
 TEST_F(SanityFillFailureTest, AMappingThatNobodyFilledIsNotJudged) {
   // Mapped, but neither filled nor unmapped again: anything may lie there.
   driver.fail_call(Call::scrub, 1, Status::driver_error);

@@ -123,6 +123,7 @@ TEST_F(SimDriverTest, LeavesEverythingAsItWasWhicheverCallFails) {
       [&](SimDriver& d) { return d.create(kUnit, &handles[1]); },
       [&](SimDriver& d) { return d.map(at(1), kUnit, handles[1]); },
       [&](SimDriver& d) { return d.set_access(at(1), kUnit); },
+      [&](SimDriver& d) { return d.scrub(at(1), kUnit, 0x3f); },
       [&](SimDriver& d) { return d.scrub(at(1), kUnit); },
       [&](SimDriver& d) { return d.unmap(at(1), kUnit); },
       [&](SimDriver& d) { return d.destroy(handles[1], kUnit); },
@@ -187,6 +188,7 @@ TEST_F(SimDriverTest, KnowsWhichBytesAreZero) {
   const auto byte = [&](std::size_t n) { return static_cast<char*>(base) + n; };
   EXPECT_FALSE(driver.reads_as_zero(base, 1));
   ASSERT_EQ(driver.scrub(base, 2 * kUnit), Status::ok);
+  ASSERT_EQ(driver.wait_for_scrubs(), Status::ok);
   EXPECT_TRUE(driver.reads_as_zero(base, 2 * kUnit));
   ASSERT_EQ(driver.touch(byte(kUnit - 1), 2), Status::ok);
   EXPECT_TRUE(driver.reads_as_zero(base, kUnit - 1));
@@ -194,15 +196,80 @@ TEST_F(SimDriverTest, KnowsWhichBytesAreZero) {
   EXPECT_FALSE(driver.reads_as_zero(byte(kUnit), 1));
   EXPECT_TRUE(driver.reads_as_zero(byte(kUnit + 1), kUnit - 1));
   ASSERT_EQ(driver.scrub(byte(kUnit - 1), 1), Status::ok);
+  ASSERT_EQ(driver.wait_for_scrubs(), Status::ok);
   EXPECT_TRUE(driver.reads_as_zero(base, kUnit));
   EXPECT_EQ(driver.contract_violations(), 0u);
   EXPECT_FALSE(driver.reads_as_zero(at(2), 1));
   EXPECT_EQ(driver.contract_violations(), 1u);
 }
 
+TEST_F(SimDriverTest, ZeroesNothingBeforeItIsWaitedFor) {
+  commit(0);
+  commit(1);
+  ASSERT_EQ(driver.scrub(base, kUnit), Status::ok);
+  EXPECT_FALSE(driver.reads_as_zero(base, 1));
+  EXPECT_EQ(driver.touch(at(1), kUnit), Status::ok) << "its neighbour is not concerned";
+  EXPECT_EQ(driver.contract_violations(), 0u);
+  EXPECT_EQ(driver.touch(base, 1), Status::invalid_argument);
+  EXPECT_EQ(driver.contract_violations(), 1u);
+  ASSERT_EQ(driver.wait_for_scrubs(), Status::ok);
+  EXPECT_TRUE(driver.reads_as_zero(base, kUnit));
+  EXPECT_EQ(driver.touch(base, 1), Status::ok);
+}
+
+TEST_F(SimDriverTest, CountsAReadOfWhatIsBeingScrubbedAsABreach) {
+  commit(0);
+  commit(1);
+  ASSERT_EQ(driver.scrub(at(1), kUnit, 0x3f), Status::ok);
+  ASSERT_EQ(driver.wait_for_scrubs(), Status::ok);
+  ASSERT_EQ(driver.scrub(base, kUnit, 0x3f), Status::ok);
+  bool all = false;
+  EXPECT_EQ(driver.reads_as(0x3f, at(1), kUnit, &all), Status::ok);
+  EXPECT_TRUE(all) << "its neighbour is not concerned";
+  EXPECT_EQ(driver.contract_violations(), 0u);
+  EXPECT_EQ(driver.reads_as(0, base, 2 * kUnit, &all), Status::invalid_argument);
+  EXPECT_NE(driver.last_error().find("being scrubbed"), std::string::npos);
+  EXPECT_TRUE(all) << "a refused call says nothing";
+  EXPECT_EQ(driver.contract_violations(), 1u);
+  ASSERT_EQ(driver.wait_for_scrubs(), Status::ok);
+  EXPECT_EQ(driver.reads_as(0x3f, base, 2 * kUnit, &all), Status::ok);
+  EXPECT_TRUE(all);
+  EXPECT_EQ(driver.contract_violations(), 1u);
+}
+
+TEST_F(SimDriverTest, KnowsTheByteOfEveryScrubAndLetsTheLastOneCount) {
+  commit(0);
+  commit(1);
+  const auto byte = [&](std::size_t n) { return static_cast<char*>(base) + n; };
+  ASSERT_EQ(driver.scrub(base, 2 * kUnit, 0x3f), Status::ok);
+  ASSERT_EQ(driver.scrub(byte(kUnit - 1), 2, 0xfe), Status::ok);
+  ASSERT_EQ(driver.scrub(byte(kUnit), 1), Status::ok);
+  EXPECT_FALSE(driver.is_all(0x3f, base, 1));
+  ASSERT_EQ(driver.wait_for_scrubs(), Status::ok);
+  EXPECT_TRUE(driver.is_all(0x3f, base, kUnit - 1));
+  EXPECT_TRUE(driver.is_all(0xfe, byte(kUnit - 1), 1));
+  EXPECT_TRUE(driver.is_all(0, byte(kUnit), 1));
+  EXPECT_TRUE(driver.is_all(0x3f, byte(kUnit + 1), kUnit - 1));
+  EXPECT_EQ(driver.contract_violations(), 0u);
+}
+
+TEST_F(SimDriverTest, LeavesAnythingBehindAScrubThatFails) {
+  commit(0);
+  ASSERT_EQ(driver.scrub(base, kUnit), Status::ok);
+  ASSERT_EQ(driver.wait_for_scrubs(), Status::ok);
+  ASSERT_EQ(driver.scrub(base, kUnit), Status::ok);
+  driver.fail_call(1, Status::driver_error);
+  EXPECT_EQ(driver.wait_for_scrubs(), Status::driver_error);
+  EXPECT_FALSE(driver.reads_as_zero(base, 1));
+  EXPECT_EQ(driver.wait_for_scrubs(), Status::ok) << "nothing is under way any more";
+  EXPECT_FALSE(driver.reads_as_zero(base, 1));
+  EXPECT_EQ(driver.touch(base, 1), Status::ok);
+}
+
 TEST_F(SimDriverTest, KeepsAHandlesContentsWhereItIsMappedNext) {
   const Handle handle = commit(0);
   ASSERT_EQ(driver.scrub(base, kUnit), Status::ok);
+  ASSERT_EQ(driver.wait_for_scrubs(), Status::ok);
   ASSERT_EQ(driver.touch(base, 7), Status::ok);
   ASSERT_EQ(driver.unmap(base, kUnit), Status::ok);
   ASSERT_EQ(driver.map(at(3), kUnit, handle), Status::ok);

@@ -57,19 +57,40 @@ class Driver:
         """Take a handle out of the address space."""
     def set_access(self, address: int, bytes: int) -> None:
         """Let the device read and write."""
-    def time_bare_calls(self, part_bytes: int, parts: int, extents: int) -> list[tuple[int, int]]:
-        """For benchmarks: commit and release extents with the driver's calls alone.
-
-        Returns (wall, processor) nanoseconds of the thread for all extents together, for create +
-        map + set_access, for unmap and for destroy. Raises Error at the first refusal, with
-        memory left behind.
-        """
 
 def host_driver(budget_bytes: int = 0) -> Driver:
     """This machine's memory, at most `budget_bytes` of it (0: what the machine has)."""
 
 def cuda_driver(ordinal: int = 0) -> Driver:
     """A CUDA device's memory, through the driver found at run time."""
+
+def sim_driver(capacity_bytes: int, granularity: int = 2097152) -> Driver:
+    """A device that exists on paper, for simulations: touching its memory faults."""
+
+class DriverCalls:
+    """A device's virtual-memory calls in native loops that time them, for benchmarks.
+
+    Raises Error at the first refusal, with memory left behind.
+    """
+
+    @staticmethod
+    def of(driver: Driver) -> DriverCalls:
+        """A driver's calls, with all that it adds. Takes the driver over."""
+    @staticmethod
+    def bare_cuda(ordinal: int = 0) -> DriverCalls:
+        """The functions of the CUDA driver alone."""
+    def time_extents(self, part_bytes: int, parts: int, extents: int) -> list[tuple[int, int]]:
+        """Commit and release extents of `parts` handles each, at the addresses and in the order of
+        a pager.
+
+        Returns (wall, processor) nanoseconds of the thread for all of them together, for create +
+        map + set_access, for unmap and for destroy.
+        """
+    def time_sizes(self, sizes: Sequence[int]) -> list[tuple[int, int]]:
+        """The same for handles of these sizes, side by side."""
+    def time_each(self, bytes: int, count: int, live: int) -> dict[str, list[int]]:
+        """Nanoseconds of each of `count` calls of a kind, by its name, on handles of one size,
+        `live` of them at a time."""
 
 class Geometry:
     """How block ids become bytes on one rank."""
@@ -121,13 +142,15 @@ class Pager:
         ledger: str = "",
         shared: bool = False,
         terms: LeaseTerms | None = None,
+        max_handle_bytes: int = 0,
         sanity_check: bool = False,
     ) -> None:
         """Takes the driver over; it cannot be used afterwards.
 
         `ledger` is the path of the device's ledger, to be joined on `terms`; empty accounts to
-        nobody. `sanity_check` fills fresh and released memory with 0x3f instead of zeros, and
-        watches what stays mapped: see violation.
+        nobody. `max_handle_bytes` bounds one handle; 0: what the driver finds useful.
+        `sanity_check` fills fresh and released memory with 0x3f instead of zeros, and watches
+        what stays mapped: see violation.
         """
     def start(self) -> None:
         """Reserve the regions, commit the pinned extents, publish the row; or raise Error and
@@ -479,6 +502,9 @@ class Pool:
         """Somebody has changed a lease by hand, and nobody has said that it is carried out."""
     def orders_done(self) -> None:
         """Report orders given by hand as carried out."""
+    def units(self) -> list[tuple[int, int]]:
+        """(first, count) of every unit that is committed on every rank, the pinned extents apart:
+        one handle a region part backs each."""
     def in_order(self) -> list[int]:
         """Free block ids in the order of handing out."""
 

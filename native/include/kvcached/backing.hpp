@@ -3,6 +3,7 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <string>
 #include <vector>
 
 #include "kvcached/driver.hpp"
@@ -14,7 +15,7 @@ namespace kvcached {
 
 /// The regions of one rank and the physical memory under their extents.
 ///
-/// commit() and release() are all or nothing: where the driver refuses half-way, what was done
+/// Commits and releases are all or nothing: where the driver refuses half-way, what was done
 /// is undone before the status is returned. One thread at a time.
 class Backing {
  public:
@@ -33,12 +34,20 @@ class Backing {
   /// Pointers into the regions end here. What the driver refuses to take stays held.
   void reset();
 
-  /// Bytes of memory that commit() would put under a unit and that are not there yet.
+  /// Bytes of memory that a commit would put under a unit and that are not there yet.
   [[nodiscard]] std::uint64_t bytes_to_commit(std::uint32_t first, std::uint32_t count) const;
 
-  /// Puts memory that holds the fill under `count` extents from `first` on, in as few handles as
-  /// their layout allows. out_of_memory where the driver, or `limit_bytes` (0: none) over
-  /// held_bytes(), says no.
+  /// Puts memory under a unit, `count` extents from `first` on, in as few handles as their layout
+  /// allows. It counts as held and mapped, and holds the fill once finish_commits() says so.
+  /// out_of_memory where the driver, or `limit_bytes` (0: none) over held_bytes(), says no.
+  [[nodiscard]] Status begin_commit(std::uint32_t first, std::uint32_t count,
+                                    std::uint64_t limit_bytes);
+
+  /// Waits until all units that were begun hold the fill: while the device fills one, the next
+  /// one's memory is made. Where that fails, none of them is committed.
+  [[nodiscard]] Status finish_commits();
+
+  /// Begins and finishes one unit, and what was begun before it.
   [[nodiscard]] Status commit(std::uint32_t first, std::uint32_t count, std::uint64_t limit_bytes);
 
   /// Takes a committed unit's memory away. Granules that a neighbour still uses stay. A mapping
@@ -76,6 +85,9 @@ class Backing {
     std::uint32_t mapping = kNone;
     std::uint32_t users = 0;
   };
+  // What a mapping holds where no extent uses it: anything, the fill once the scrubs under way are
+  // done, or the fill. Kept track of where the fill is not zero.
+  enum class Contents : std::uint8_t { unknown, being_filled, filled };
   // A handle in the address space. `users` sums its granules' users.
   struct Mapping {
     Handle handle;
@@ -84,8 +96,13 @@ class Backing {
     std::uint64_t count = 0;
     std::uint64_t users = 0;
     bool accessible = false;
-    // Whether all of it that no extent uses is known to hold the fill.
-    bool filled = false;
+    // The commit that made it, and so fills all of it.
+    std::uint64_t made_by = 0;
+    Contents unused = Contents::unknown;
+  };
+  struct Unit {
+    std::uint32_t first = 0;
+    std::uint32_t count = 0;
   };
 
   [[nodiscard]] void* address(std::uint32_t region, std::uint64_t granule) const noexcept;
@@ -93,11 +110,12 @@ class Backing {
   [[nodiscard]] Status map_fresh(const GranuleRun& run, std::uint32_t* mapping);
   bool unmap(std::uint32_t mapping);
   [[nodiscard]] Status reopen_left_over(const std::vector<GranuleRun>& runs);
-  [[nodiscard]] Status scrub_unused(const std::vector<ByteRange>& bytes,
-                                    const std::vector<std::uint32_t>& fresh);
+  [[nodiscard]] Status scrub_unused(const std::vector<ByteRange>& bytes);
   [[nodiscard]] Status check_unwritten(const Mapping& mapping, std::uint32_t region,
                                        std::uint64_t begin, std::uint64_t end);
   void fill_released(const std::vector<ByteRange>& bytes);
+  [[nodiscard]] Status start_scrub(const ByteRange& range);
+  Status wait_for_scrubs();
   Status fail(Status status, const char* what);
 
   Driver& driver_;
@@ -110,6 +128,12 @@ class Backing {
   std::vector<Mapping> mappings_;
   std::vector<std::uint32_t> free_mappings_;
   HandleCache cache_;
+  std::vector<Unit> begun_;
+  // What waits have said since the first of them was begun.
+  Status begun_status_ = Status::ok;
+  // Mappings in which scrubs are under way, where the fill is not zero; some may be gone.
+  std::vector<std::uint32_t> scrubbing_;
+  std::uint64_t commits_ = 0;
   std::uint64_t mapped_bytes_ = 0;
   std::string violation_;
   std::string last_error_;

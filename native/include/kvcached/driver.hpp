@@ -28,9 +28,10 @@ struct MemoryInfo {
 
 /// The virtual-memory calls of one device.
 ///
-/// Sizes and addresses are multiples of granularity(), those of scrub() apart. A call that does
-/// not return Status::ok leaves everything as it was before. Apart from last_error(), every method
-/// is called by one thread at a time (the pager's, once it runs); nothing here locks.
+/// Sizes and addresses are multiples of granularity(), those of scrub() and reads_as() apart. A
+/// call that does not return Status::ok leaves everything as it was before. Apart from
+/// last_error(), every method is called by one thread at a time (the pager's, once it runs);
+/// nothing here locks.
 class Driver {
  public:
   Driver() = default;
@@ -79,22 +80,28 @@ class Driver {
   /// most.
   [[nodiscard]] virtual Status map(void* address, std::size_t bytes, Handle handle) = 0;
 
-  /// Takes a whole handle out of the address space; a later touch faults. What the handle held may
-  /// be gone: mapped again, every byte of it reads as its last user left it, or as zero. On the
-  /// host it can meet the kernel's mapping limit: Status::out_of_memory, and the handle stays
-  /// mapped and usable, contents and all.
+  /// Takes a whole handle out of the address space, once no scrub() is under way; a later touch
+  /// faults. What the handle held may be gone: mapped again, every byte of it reads as its last
+  /// user left it, or as zero. On the host it can meet the kernel's mapping limit:
+  /// Status::out_of_memory, and the handle stays mapped and usable, contents and all.
   [[nodiscard]] virtual Status unmap(void* address, std::size_t bytes) = 0;
 
   /// Lets the device read and write a range of whole mappings side by side. Until then a touch
   /// faults. Status::out_of_memory where the host finds no memory for what create() promised.
   [[nodiscard]] virtual Status set_access(void* address, std::size_t bytes) = 0;
 
-  /// Fills a mapped, accessible range with `byte` and returns when that is done. Runs on the
-  /// driver's own queue, never on the engine's.
+  /// Starts to fill a mapped, accessible range with `byte`, on the driver's own queue, never on the
+  /// engine's. Until wait_for_scrubs() has said that it is done the range may hold anything, and
+  /// nobody may touch it. Where ranges overlap, the last scrub() counts.
   [[nodiscard]] virtual Status scrub(void* address, std::size_t bytes, std::uint8_t byte = 0) = 0;
 
-  /// Whether every byte of a mapped, accessible range is `byte`. For checks: it copies the range
-  /// to where the processor can read it.
+  /// Returns when every scrub() since the last call is done. Where it fails, nothing is under way
+  /// any more, and all their ranges may hold anything.
+  [[nodiscard]] virtual Status wait_for_scrubs() = 0;
+
+  /// Whether every byte of a mapped, accessible range is `byte`. Nothing in the range may be under
+  /// a scrub() that was not waited for. For checks: it copies the range to where the processor can
+  /// read it.
   [[nodiscard]] virtual Status reads_as(std::uint8_t byte, const void* address, std::size_t bytes,
                                         bool* all) = 0;
 

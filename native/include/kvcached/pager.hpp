@@ -110,6 +110,8 @@ class Pager {
   [[nodiscard]] Status join(RowFacts* facts, std::string* error);
   [[nodiscard]] Status commit_pinned(const RowFacts& facts, std::string* error);
   // The lease first, then the driver; what the driver refuses goes back to the lease.
+  [[nodiscard]] Status begin_accounted(Row::Request unit, bool insist);
+  [[nodiscard]] Status finish_accounted();
   [[nodiscard]] Status commit_accounted(Row::Request unit, bool insist);
   // Runs what moves memory, with the ledger told of it.
   template <typename Move>
@@ -117,11 +119,17 @@ class Pager {
   [[nodiscard]] bool contended() const noexcept;
   void look_after_lease(Clock::time_point now);
   void run();
-  bool serve_requests();
-  void commit(Row::Request unit);
+  void serve_requests();
+  // Begins a unit of the run, or refuses it.
+  void begin(Row::Request unit);
+  // Answers for the units of the run.
+  void finish_run();
+  void answer(Row::Request unit, Status status);
   void release(Row::Request unit);
-  /// Releases what is past its fence. Returns whether anything still waits.
-  bool serve_releases();
+  enum class Releases : std::uint8_t { none, wait, ready };
+  // Releases what is past its fence, for a while. Returns what is left: nothing, only what waits
+  // for its fence, or more that could go at once.
+  Releases serve_releases(Clock::time_point until = Clock::time_point::max());
   void retire_events();
   void set_states(Row::Request unit, ExtentState state);
   void publish();
@@ -136,7 +144,11 @@ class Pager {
   std::atomic<bool> stopping_{false};
 
   Clock::time_point looked_after_{};
-  std::string refusal_;  // of the last commit_accounted()
+  std::uint64_t charged_ = 0;  // bytes, what the lease was last granted
+  std::string refusal_;        // the last one
+  // Wanted units whose memory is being zeroed, since when, and how many to gather at most.
+  std::vector<Row::Request> run_;
+  Clock::time_point run_began_{};
   std::vector<Release> releases_;
   std::mutex launches_mutex_;  // held for a push or a pop, by the worker's and the pager's thread
   std::deque<Launch> launches_;

@@ -5,6 +5,7 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "kvcached/driver.hpp"
 
@@ -27,11 +28,12 @@ class SimDriver final : public Driver {
     unmap,
     set_access,
     scrub,
+    wait_for_scrubs,
     reads_as,
     event_passed,
     memory_info,
   };
-  static constexpr std::size_t kCalls = 12;
+  static constexpr std::size_t kCalls = 13;
 
   struct Options {
     std::size_t capacity_bytes = std::size_t{1} << 30;
@@ -70,6 +72,14 @@ class SimDriver final : public Driver {
     std::map<std::uint64_t, Allocation> handles;
     /// By first address.
     std::map<std::uintptr_t, Mapping> mappings;
+    struct Scrub {
+      std::uintptr_t address = 0;
+      std::size_t bytes = 0;
+      std::uint8_t byte = 0;
+      bool operator==(const Scrub&) const = default;
+    };
+    /// Those that nobody has waited for, in the order of their calls.
+    std::vector<Scrub> scrubs;
     bool operator==(const Snapshot&) const = default;
   };
 
@@ -93,6 +103,7 @@ class SimDriver final : public Driver {
   [[nodiscard]] Status unmap(void* address, std::size_t bytes) override;
   [[nodiscard]] Status set_access(void* address, std::size_t bytes) override;
   [[nodiscard]] Status scrub(void* address, std::size_t bytes, std::uint8_t byte = 0) override;
+  [[nodiscard]] Status wait_for_scrubs() override;
   [[nodiscard]] Status reads_as(std::uint8_t byte, const void* address, std::size_t bytes,
                                 bool* all) override;
   [[nodiscard]] bool fresh_memory_is_zero() const noexcept override;
@@ -118,7 +129,8 @@ class SimDriver final : public Driver {
   /// Marks an event as passed, whatever the clock says.
   void pass(Event event);
   /// What an engine's kernel does: writes to a range of any alignment. An access to memory that
-  /// is not mapped and accessible is Status::invalid_argument and a contract violation.
+  /// is not mapped and accessible, or is being scrubbed, is Status::invalid_argument and a contract
+  /// violation.
   [[nodiscard]] Status touch(const void* address, std::size_t bytes);
 
   // Observing.

@@ -84,6 +84,10 @@ void MemoryMap::remove_reservation(const void* address) noexcept {
   reservations_.erase(number(address));
 }
 
+bool MemoryMap::starts_reservation(const void* address) const noexcept {
+  return reservations_.contains(number(address));
+}
+
 Status MemoryMap::add_handle(Handle handle, std::size_t bytes) noexcept {
   if (!insert(allocations_, handle.value, Allocation{.bytes = bytes})) {
     return error_.set(Status::out_of_memory, kNoNode, "create", bytes);

@@ -52,6 +52,7 @@ class MemoryMap {
   [[nodiscard]] Status add_reservation(const void* address, std::size_t bytes) noexcept;
   [[nodiscard]] Status check_unreserve(const void* address, std::size_t bytes) const noexcept;
   void remove_reservation(const void* address) noexcept;
+  [[nodiscard]] bool starts_reservation(const void* address) const noexcept;
 
   [[nodiscard]] Status add_handle(Handle handle, std::size_t bytes) noexcept;
   [[nodiscard]] Status check_destroy(Handle handle, std::size_t bytes) const noexcept;

@@ -30,6 +30,12 @@ constexpr milliseconds kIdle{1000};
 constexpr milliseconds kWatch{100};
 constexpr milliseconds kWatchIdle{500};
 constexpr milliseconds kSweep{200};
+// A run of wanted units ends with one wait for their zeroes and one answer. The wait takes about
+// 10 us and a unit 40, so beyond this there is nothing to gain and the scheduler would only learn
+// later what it has.
+constexpr std::size_t kLongestRun = 32;
+// A run, or a run of releases, makes nobody wait longer than this and one unit more.
+constexpr milliseconds kLongestTurn{1};
 
 RowFacts describe(const Backing& backing, const Driver& driver, const PagerOptions& options) {
   RowFacts facts;
@@ -173,12 +179,26 @@ void Pager::moving(Move move) {
   }
   lease_->begin_move();
   move();
-  lease_->end_move(backing_.held_bytes());
+  const std::uint64_t held = backing_.held_bytes();
+  lease_->end_move(held);
   // At most what was granted before, so it cannot be refused.
-  (void)lease_->charge(backing_.held_bytes());
+  if (held != charged_) (void)lease_->charge(held);
+  charged_ = held;
 }
 
 Status Pager::commit_accounted(Row::Request unit, bool insist) {
+  const Status status = begin_accounted(unit, insist);
+  return status == Status::ok ? finish_accounted() : status;
+}
+
+Status Pager::finish_accounted() {
+  Status status = Status::ok;
+  moving([&] { status = backing_.finish_commits(); });
+  if (status != Status::ok) refusal_ = backing_.last_error();
+  return status;
+}
+
+Status Pager::begin_accounted(Row::Request unit, bool insist) {
   std::uint64_t limit = options_.limit_bytes;
   if (row_ != nullptr) limit = row_->header().limit_bytes.load(std::memory_order_acquire);
   if (lease_ != nullptr) {
@@ -190,9 +210,10 @@ Status Pager::commit_accounted(Row::Request unit, bool insist) {
       refusal_ = std::string(to_string(answer)) + " for " + std::to_string(bytes) + " bytes";
       return Status::out_of_memory;
     }
+    charged_ = bytes;
   }
   Status status = Status::ok;
-  moving([&] { status = backing_.commit(unit.first, unit.count, limit); });
+  moving([&] { status = backing_.begin_commit(unit.first, unit.count, limit); });
   if (status != Status::ok) {
     refusal_ = backing_.last_error();
     // The device has less than the ledger thinks.
@@ -251,7 +272,7 @@ void Pager::run() {
     const std::uint32_t seen = header.doorbell.load(std::memory_order_seq_cst);
     if (stopping_.load(std::memory_order_acquire)) return;
     serve_requests();
-    const bool waiting = serve_releases();
+    const Releases releases = serve_releases(Clock::now() + kLongestTurn);
     const Clock::time_point now = Clock::now();
     bool kept = backing_.keeps_handles();
     // Kept for nobody while somebody waits for memory.
@@ -259,26 +280,30 @@ void Pager::run() {
     if (kept) moving([&] { kept = backing_.trim(older_than) != 0; });
     look_after_lease(now);
     publish();
+    if (releases == Releases::ready) continue;
     // Asleep only by the pool's knowledge: it looks at the flag after it has rung.
     header.pager_sleeps.store(1, std::memory_order_seq_cst);
     if (header.doorbell.load(std::memory_order_seq_cst) == seen) {
       nanoseconds pause = kIdle;
       if (lease_ != nullptr) pause = contended() ? kSweep : kWatchIdle;
       if (kept) pause = kKeepHandles / 2;
-      if (waiting) pause = kFencePoll;
+      if (releases == Releases::wait) pause = kFencePoll;
       futex_wait(header.doorbell, seen, pause);
     }
     header.pager_sleeps.store(0, std::memory_order_seq_cst);
   }
 }
 
-bool Pager::serve_requests() {
+void Pager::serve_requests() {
   Row::Request unit;
-  bool any = false;
+  // The first unit is answered for at once: somebody may wait for it alone.
+  std::size_t most = 1;
   while (row_->pop(&unit)) {
-    any = true;
     if (row_->state(unit.first).load(std::memory_order_acquire) == ExtentState::wanted) {
-      commit(unit);
+      begin(unit);
+      if (run_.size() < most && Clock::now() - run_began_ < kLongestTurn) continue;
+      most = std::min(2 * most, kLongestRun);
+      finish_run();
     } else if (row_->fence(unit.first).load(std::memory_order_acquire) == kNeverUsable) {
       // It gives nothing back that was not free before it was asked for, so that the refusal
       // which undoes it stays worth remembering: no new capacity_epoch.
@@ -289,26 +314,44 @@ bool Pager::serve_requests() {
       releases_.push_back({unit, row_->fence(unit.first).load(std::memory_order_acquire)});
     }
   }
-  return any;
+  finish_run();
 }
 
-void Pager::commit(Row::Request unit) {
-  RowHeader& header = row_->header();
-  const auto begin = Clock::now();
-  Status status = commit_accounted(unit, false);
+void Pager::begin(Row::Request unit) {
+  if (run_.empty()) run_began_ = Clock::now();
+  Status status = begin_accounted(unit, false);
   if (status != Status::ok && (!releases_.empty() || backing_.keeps_handles())) {
     // What is on its way out, or kept, may be what is missing here.
     serve_releases();
     moving([&] { backing_.trim(Clock::time_point::max()); });
-    status = commit_accounted(unit, false);
+    status = begin_accounted(unit, false);
   }
-  const auto spent = std::chrono::duration_cast<nanoseconds>(Clock::now() - begin);
   if (status == Status::ok) {
-    header.commits.fetch_add(unit.count, std::memory_order_relaxed);
-    header.commit_ns.fetch_add(static_cast<std::uint64_t>(spent.count()),
-                               std::memory_order_relaxed);
+    run_.push_back(unit);
   } else {
-    header.denials.fetch_add(unit.count, std::memory_order_relaxed);
+    answer(unit, status);
+    row_->answer();
+  }
+}
+
+void Pager::finish_run() {
+  if (run_.empty()) return;
+  const Status status = finish_accounted();
+  const auto spent = std::chrono::duration_cast<nanoseconds>(Clock::now() - run_began_);
+  if (status == Status::ok) {
+    row_->header().commit_ns.fetch_add(static_cast<std::uint64_t>(spent.count()),
+                                       std::memory_order_relaxed);
+  }
+  for (const Row::Request unit : run_) answer(unit, status);
+  run_.clear();
+  row_->answer();
+}
+
+void Pager::answer(Row::Request unit, Status status) {
+  RowHeader& header = row_->header();
+  const bool committed = status == Status::ok;
+  (committed ? header.commits : header.denials).fetch_add(unit.count, std::memory_order_relaxed);
+  if (!committed) {
     const std::lock_guard lock(error_mutex_);
     last_error_ = refusal_;
   }
@@ -318,8 +361,7 @@ void Pager::commit(Row::Request unit) {
     violation_ = backing_.violation();
   }
   publish();
-  set_states(unit, status == Status::ok ? ExtentState::committed : ExtentState::denied);
-  row_->answer();
+  set_states(unit, committed ? ExtentState::committed : ExtentState::denied);
 }
 
 void Pager::release(Row::Request unit) {
@@ -332,15 +374,19 @@ void Pager::release(Row::Request unit) {
   set_states(unit, ExtentState::absent);
 }
 
-bool Pager::serve_releases() {
-  if (releases_.empty()) return false;
+Pager::Releases Pager::serve_releases(Clock::time_point until) {
+  if (releases_.empty()) return Releases::none;
   retire_events();
   RowHeader& header = row_->header();
   const std::uint64_t over =
       std::min(header.processed_step.load(std::memory_order_acquire), passed_step());
   bool any = false;
+  bool ready = false;
   std::erase_if(releases_, [&](const Release& waiting) {
     if (waiting.fence > over) return false;
+    // Looked at no more once the time is up: there may be thousands.
+    ready = ready || (any && Clock::now() >= until);
+    if (ready) return false;
     release(waiting.unit);
     any = true;
     return true;
@@ -350,7 +396,8 @@ bool Pager::serve_releases() {
     header.capacity_epoch.fetch_add(1, std::memory_order_release);
     row_->answer();
   }
-  return !releases_.empty();
+  if (ready) return Releases::ready;
+  return releases_.empty() ? Releases::none : Releases::wait;
 }
 
 bool Pager::contended() const noexcept {

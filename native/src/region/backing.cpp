@@ -58,6 +58,8 @@ Status Backing::reserve() {
 }
 
 void Backing::reset() {
+  begun_.clear();
+  begun_status_ = Status::ok;
   for (auto& region : granules_) {
     for (Granule& granule : region) granule.users = 0;
   }
@@ -81,6 +83,12 @@ std::uint64_t Backing::bytes_to_commit(std::uint32_t first, std::uint32_t count)
 }
 
 Status Backing::commit(std::uint32_t first, std::uint32_t count, std::uint64_t limit_bytes) {
+  const Status status = begin_commit(first, count, limit_bytes);
+  return status == Status::ok ? finish_commits() : status;
+}
+
+Status Backing::begin_commit(std::uint32_t first, std::uint32_t count, std::uint64_t limit_bytes) {
+  ++commits_;
   const std::vector<GranuleRun> runs = geometry_.granules_of(first, count, granule_);
   const std::vector<GranuleRun> wanted = unmapped(runs);
   const std::uint64_t wanted_bytes = granules_in(wanted) * granule_;
@@ -105,15 +113,16 @@ Status Backing::commit(std::uint32_t first, std::uint32_t count, std::uint64_t l
   }
   // Where a neighbour shares a granule with us, our part of it holds what we left there.
   if (status == Status::ok && granules_in(wanted) != granules_in(runs)) {
-    status = scrub_unused(geometry_.bytes_of(first, count), fresh);
+    status = scrub_unused(geometry_.bytes_of(first, count));
   }
   if (status != Status::ok) {
     for (auto mapping = fresh.rbegin(); mapping != fresh.rend(); ++mapping) unmap(*mapping);
+    // What is under way in a neighbour's granule is nobody's any more, and check_unwritten() may
+    // look there next.
+    if (begun_.empty() || fill_ != 0) (void)wait_for_scrubs();
     cache_.trim(HandleCache::Clock::time_point::max());
     return status;
   }
-  // Only here: a mapping that a failure leaves behind may hold anything.
-  for (const std::uint32_t mapping : fresh) mappings_[mapping].filled = fill_ != 0;
   for (const GranuleRun& run : runs) {
     for (std::uint64_t index = run.first; index < run.first + run.count; ++index) {
       Granule& granule = granules_[run.region][index];
@@ -121,7 +130,22 @@ Status Backing::commit(std::uint32_t first, std::uint32_t count, std::uint64_t l
       ++mappings_[granule.mapping].users;
     }
   }
+  begun_.push_back({first, count});
   return Status::ok;
+}
+
+Status Backing::finish_commits() {
+  if (begun_.empty()) return Status::ok;
+  (void)wait_for_scrubs();
+  const std::vector<Unit> begun = std::exchange(begun_, {});
+  const Status status = std::exchange(begun_status_, Status::ok);
+  if (status != Status::ok) {
+    for (auto unit = begun.rbegin(); unit != begun.rend(); ++unit) {
+      release(unit->first, unit->count);
+    }
+    cache_.trim(HandleCache::Clock::time_point::max());
+  }
+  return status;
 }
 
 void Backing::release(std::uint32_t first, std::uint32_t count) {
@@ -190,7 +214,11 @@ Status Backing::map_fresh(const GranuleRun& run, std::uint32_t* mapping) {
     index = free_mappings_.back();
     free_mappings_.pop_back();
   }
-  mappings_[index] = {handle, run.region, run.first, run.count, 0, false, false};
+  mappings_[index] = {.handle = handle,
+                      .region = run.region,
+                      .first = run.first,
+                      .count = run.count,
+                      .made_by = commits_};
   for (std::uint64_t granule = run.first; granule < run.first + run.count; ++granule) {
     granules_[run.region][granule].mapping = index;
   }
@@ -201,6 +229,10 @@ Status Backing::map_fresh(const GranuleRun& run, std::uint32_t* mapping) {
   if (status == Status::ok && (reused || fill_ != 0 || !driver_.fresh_memory_is_zero())) {
     status = driver_.scrub(where, bytes, fill_);
     step = "scrub";
+    if (status == Status::ok && fill_ != 0) {
+      mappings_[index].unused = Contents::being_filled;
+      scrubbing_.push_back(index);
+    }
   }
   if (status != Status::ok) {
     fail(status, step);
@@ -244,22 +276,20 @@ Status Backing::reopen_left_over(const std::vector<GranuleRun>& runs) {
   return Status::ok;
 }
 
-Status Backing::scrub_unused(const std::vector<ByteRange>& bytes,
-                             const std::vector<std::uint32_t>& fresh) {
+Status Backing::scrub_unused(const std::vector<ByteRange>& bytes) {
   for (const ByteRange& range : bytes) {
     std::uint64_t begin = range.begin;
     while (begin < range.end) {
       const std::uint64_t granule = begin / granule_;
       const std::uint64_t end = std::min(range.end, (granule + 1) * granule_);
       const std::uint32_t mapping = granules_[range.region][granule].mapping;
-      if (std::find(fresh.begin(), fresh.end(), mapping) == fresh.end()) {
+      if (mappings_[mapping].made_by != commits_) {
         if (const Status status = check_unwritten(mappings_[mapping], range.region, begin, end);
             status != Status::ok) {
           return status;
         }
-        void* const where = static_cast<char*>(bases_[range.region]) + begin;
-        if (const Status status = driver_.scrub(where, end - begin, fill_); status != Status::ok) {
-          return fail(status, "scrub");
+        if (const Status status = start_scrub({range.region, begin, end}); status != Status::ok) {
+          return status;
         }
       }
       begin = end;
@@ -268,10 +298,11 @@ Status Backing::scrub_unused(const std::vector<ByteRange>& bytes,
   return Status::ok;
 }
 
-// Nobody may have written here since fill_released(), or since the granule's first commit.
+// Nobody may have written here since fill_released(), or since the granule's first commit. What is
+// still being filled cannot be looked at.
 Status Backing::check_unwritten(const Mapping& mapping, std::uint32_t region, std::uint64_t begin,
                                 std::uint64_t end) {
-  if (!mapping.filled) return Status::ok;
+  if (mapping.unused != Contents::filled) return Status::ok;
   bool unwritten = true;
   const char* const where = static_cast<const char*>(bases_[region]) + begin;
   if (const Status status = driver_.reads_as(fill_, where, end - begin, &unwritten);
@@ -287,13 +318,44 @@ Status Backing::check_unwritten(const Mapping& mapping, std::uint32_t region, st
 
 void Backing::fill_released(const std::vector<ByteRange>& bytes) {
   for (const ByteRange& range : bytes) {
-    void* const where = static_cast<char*>(bases_[range.region]) + range.begin;
-    if (driver_.scrub(where, range.end - range.begin, fill_) == Status::ok) continue;
-    fail(Status::driver_error, "scrub");
+    if (start_scrub(range) == Status::ok) continue;
     for (std::uint64_t at = range.begin / granule_; at * granule_ < range.end; ++at) {
-      mappings_[granules_[range.region][at].mapping].filled = false;
+      mappings_[granules_[range.region][at].mapping].unused = Contents::unknown;
     }
   }
+  // Units that are begun are waited for with it; finish_commits() hears of it.
+  (void)wait_for_scrubs();
+}
+
+Status Backing::start_scrub(const ByteRange& range) {
+  void* const where = static_cast<char*>(bases_[range.region]) + range.begin;
+  if (const Status status = driver_.scrub(where, range.end - range.begin, fill_);
+      status != Status::ok) {
+    return fail(status, "scrub");
+  }
+  if (fill_ == 0) return Status::ok;
+  for (std::uint64_t at = range.begin / granule_; at * granule_ < range.end; ++at) {
+    scrubbing_.push_back(granules_[range.region][at].mapping);
+  }
+  return Status::ok;
+}
+
+Status Backing::wait_for_scrubs() {
+  const Status status = driver_.wait_for_scrubs();
+  if (status != Status::ok) {
+    fail(status, "wait_for_scrubs");
+    if (!begun_.empty()) begun_status_ = status;
+  }
+  for (const std::uint32_t mapping : scrubbing_) {
+    Contents& unused = mappings_[mapping].unused;
+    if (status != Status::ok) {
+      unused = Contents::unknown;
+    } else if (unused == Contents::being_filled) {
+      unused = Contents::filled;
+    }
+  }
+  scrubbing_.clear();
+  return status;
 }
 
 Status Backing::fail(Status status, const char* what) {

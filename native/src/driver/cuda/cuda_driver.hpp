@@ -41,6 +41,7 @@ class CudaDriver final : public Driver {
   [[nodiscard]] Status unmap(void* address, std::size_t bytes) override;
   [[nodiscard]] Status set_access(void* address, std::size_t bytes) override;
   [[nodiscard]] Status scrub(void* address, std::size_t bytes, std::uint8_t byte = 0) override;
+  [[nodiscard]] Status wait_for_scrubs() override;
   [[nodiscard]] Status reads_as(std::uint8_t byte, const void* address, std::size_t bytes,
                                 bool* all) override;
   [[nodiscard]] bool fresh_memory_is_zero() const noexcept override;
@@ -60,6 +61,11 @@ class CudaDriver final : public Driver {
   [[nodiscard]] Status open_context(cuda::Device device);
   [[nodiscard]] cuda::AllocationProperties properties() const noexcept;
 
+  // Hands what scrub() has gathered to the device.
+  void queue_scrub();
+  // Sleeps until the device has filled all that it was told to.
+  void finish_scrubs();
+
   const LastError error_{};
   MemoryMap map_;
   const int ordinal_;
@@ -67,6 +73,13 @@ class CudaDriver final : public Driver {
   cuda::Device device_ = 0;
   cuda::Context context_ = nullptr;
   cuda::Stream stream_ = nullptr;
+  // The range that scrub() gathers, which may be empty, and what to fill it with.
+  cuda::DevicePointer unqueued_ = 0;
+  std::size_t unqueued_bytes_ = 0;
+  std::uint8_t unqueued_byte_ = 0;
+  // Whether anything was scrubbed since the stream was last waited for, and what went wrong.
+  bool scrubbing_ = false;
+  cuda::Result scrub_result_ = cuda::kSuccess;
   std::size_t granularity_;
   bool rdma_capable_ = false;
 };

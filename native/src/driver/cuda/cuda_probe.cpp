@@ -21,6 +21,7 @@ CudaDriver::CudaDriver(int ordinal)
 
 CudaDriver::~CudaDriver() {
   if (context_ == nullptr) return;
+  finish_scrubs();
   {
     // At process exit the CUDA driver may be gone already. Every call then says so and does
     // nothing: the memory went with it.

@@ -206,6 +206,9 @@ Status HostDriver::scrub(void* address, std::size_t bytes, std::uint8_t byte) {
   return Status::ok;
 }
 
+// scrub() itself has filled the pages.
+Status HostDriver::wait_for_scrubs() { return check_ready("wait_for_scrubs"); }
+
 Status HostDriver::reads_as(std::uint8_t byte, const void* address, std::size_t bytes, bool* all) {
   if (const Status status = check_ready("reads_as"); status != Status::ok) return status;
   if (const Status status = map_.check_touch("reads_as", address, bytes); status != Status::ok) {

@@ -46,6 +46,7 @@ class HostDriver final : public Driver {
   [[nodiscard]] Status unmap(void* address, std::size_t bytes) override;
   [[nodiscard]] Status set_access(void* address, std::size_t bytes) override;
   [[nodiscard]] Status scrub(void* address, std::size_t bytes, std::uint8_t byte = 0) override;
+  [[nodiscard]] Status wait_for_scrubs() override;
   [[nodiscard]] Status reads_as(std::uint8_t byte, const void* address, std::size_t bytes,
                                 bool* all) override;
   [[nodiscard]] bool fresh_memory_is_zero() const noexcept override;

@@ -100,8 +100,10 @@ Status SimDriver::unmap(void* address, std::size_t bytes) {
   const std::lock_guard lock(state.mutex);
   if (const Status status = state.begin(Call::unmap, bytes); status != Status::ok) return status;
   const Status status = state.judge(state.map.check_unmap(address, bytes));
-  if (status == Status::ok) state.map.remove_mapping(address);
-  return status;
+  if (status != Status::ok) return status;
+  state.finish_scrubs();
+  state.map.remove_mapping(address);
+  return Status::ok;
 }
 
 Status SimDriver::set_access(void* address, std::size_t bytes) {
@@ -121,11 +123,20 @@ Status SimDriver::scrub(void* address, std::size_t bytes, std::uint8_t byte) {
   if (const Status status = state.begin(Call::scrub, bytes); status != Status::ok) return status;
   const Status status = state.judge(state.map.check_touch("scrub", address, bytes));
   if (status != Status::ok) return status;
-  state.for_each_part(address, bytes, [=](KnownBytes& known, std::size_t begin, std::size_t end) {
+  state.for_each_part(address, bytes, [](KnownBytes& known, std::size_t begin, std::size_t end) {
     forget(known, begin, end);
-    known[byte].add(begin, end);
   });
+  state.scrubs.push_back({reinterpret_cast<std::uintptr_t>(address), bytes, byte});
   return Status::ok;
+}
+
+Status SimDriver::wait_for_scrubs() {
+  State& state = *state_;
+  const std::lock_guard lock(state.mutex);
+  const Status status = state.begin(Call::wait_for_scrubs, 0);
+  if (status == Status::ok) state.finish_scrubs();
+  state.scrubs.clear();
+  return status;
 }
 
 Status SimDriver::reads_as(std::uint8_t byte, const void* address, std::size_t bytes, bool* all) {
@@ -134,7 +145,7 @@ Status SimDriver::reads_as(std::uint8_t byte, const void* address, std::size_t b
   if (const Status status = state.begin(Call::reads_as, bytes); status != Status::ok) {
     return status;
   }
-  const Status status = state.judge(state.map.check_touch("reads_as", address, bytes));
+  const Status status = state.judge(state.check_settled("reads_as", address, bytes));
   if (status == Status::ok) *all = state.is_known_as(byte, address, bytes);
   return status;
 }

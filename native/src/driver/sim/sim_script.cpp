@@ -42,7 +42,7 @@ void SimDriver::pass(Event event) {
 Status SimDriver::touch(const void* address, std::size_t bytes) {
   State& state = *state_;
   const std::lock_guard lock(state.mutex);
-  const Status status = state.judge(state.map.check_touch("touch", address, bytes));
+  const Status status = state.judge(state.check_settled("touch", address, bytes));
   if (status != Status::ok) return status;
   state.for_each_part(address, bytes, [](KnownBytes& known, std::size_t begin, std::size_t end) {
     forget(known, begin, end);
@@ -74,6 +74,7 @@ SimDriver::Snapshot SimDriver::snapshot() const {
     copy.mappings[address] = {
         .bytes = mapping.bytes, .handle = mapping.handle, .accessible = mapping.accessible};
   }
+  copy.scrubs = state.scrubs;
   return copy;
 }
 

@@ -6,8 +6,8 @@ namespace kvcached {
 namespace {
 
 constexpr std::array<const char*, SimDriver::kCalls> kNames{
-    "probe", "reserve",    "unreserve", "create",   "destroy",      "map",
-    "unmap", "set_access", "scrub",     "reads_as", "event_passed", "memory_info",
+    "probe",      "reserve", "unreserve",       "create",   "destroy",      "map",         "unmap",
+    "set_access", "scrub",   "wait_for_scrubs", "reads_as", "event_passed", "memory_info",
 };
 
 // Outside what 57-bit address spaces can hold on any side: a use as a pointer faults for sure.
@@ -55,6 +55,30 @@ bool SimDriver::State::is_known_as(std::uint8_t byte, const void* address, std::
     all = all && found != held.end() && found->second.contains(begin, end);
   });
   return all;
+}
+
+Status SimDriver::State::check_settled(const char* call, const void* address, std::size_t bytes) {
+  if (const Status status = map.check_touch(call, address, bytes); status != Status::ok) {
+    return status;
+  }
+  const std::uintptr_t first = reinterpret_cast<std::uintptr_t>(address);
+  const bool settled = std::none_of(scrubs.begin(), scrubs.end(), [&](const auto& scrub) {
+    return scrub.address < first + bytes && first < scrub.address + scrub.bytes;
+  });
+  if (settled) return Status::ok;
+  return error.set(Status::invalid_argument, "%s: %zu bytes at %p are being scrubbed", call, bytes,
+                   address);
+}
+
+void SimDriver::State::finish_scrubs() {
+  for (const Snapshot::Scrub& scrub : scrubs) {
+    for_each_part(reinterpret_cast<void*>(scrub.address), scrub.bytes,
+                  [&](KnownBytes& held, std::size_t begin, std::size_t end) {
+                    forget(held, begin, end);
+                    held[scrub.byte].add(begin, end);
+                  });
+  }
+  scrubs.clear();
 }
 
 Status SimDriver::State::judge(Status status) {

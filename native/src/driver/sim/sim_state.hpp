@@ -55,6 +55,12 @@ struct SimDriver::State {
   /// Whether every byte of an accessible range is known to be `byte`.
   [[nodiscard]] bool is_known_as(std::uint8_t byte, const void* address, std::size_t bytes);
 
+  /// Whether a range is accessible and nothing in it is being scrubbed; or the contract is broken.
+  [[nodiscard]] Status check_settled(const char* call, const void* address, std::size_t bytes);
+
+  /// Every scrub that is under way has filled its range.
+  void finish_scrubs();
+
   /// Counts a refusal of the caller's arguments as a violation; returns its argument.
   Status judge(Status status);
 
@@ -64,6 +70,8 @@ struct SimDriver::State {
   MemoryMap map{error};
   // The bytes of each handle whose value is known, counted from its first.
   std::map<std::uint64_t, KnownBytes> known;
+  // Until waited for.
+  std::vector<Snapshot::Scrub> scrubs;
   std::size_t capacity;
   std::array<Latency, kCalls> latencies{};
   std::array<std::uint64_t, kCalls> counts{};
