@@ -1,9 +1,9 @@
 """What large handles pin: memory held over memory live while many requests become few.
 
-The real pool and pager, over a driver on paper. 256 requests run for a while, each replaced when it
-ends; then none is replaced until 16 are left. Lengths are random, blocks are 16 tokens and 2 MiB (all
-layers of an 8 B model together), a step is 16 tokens of every request. A handle goes back only when
-its last block is free; free blocks go out lowest address first.
+The real pool and pager, over a driver on paper. 256 requests run for a while, each replaced when
+it ends; then none is replaced until 16 are left. Lengths are random, blocks are 16 tokens and 2 MiB
+(all layers of an 8 B model together), a step is 16 tokens of every request. A handle goes back only
+when its last block is free; free blocks go out lowest address first.
 """
 
 from __future__ import annotations
@@ -124,7 +124,9 @@ class _Engine:
     def _settle(self) -> None:
         # So that every run of a seed is the same, however fast the pager is.
         deadline = time.monotonic() + pagers.PATIENCE
-        while self._row.describe()["mapped_bytes"] != self._pool.usable_extents * self._extent_bytes:
+        while (
+            self._row.describe()["mapped_bytes"] != self._pool.usable_extents * self._extent_bytes
+        ):
             if time.monotonic() > deadline:
                 raise pagers.Slow("the pager does not keep up")
             time.sleep(0.0001)
@@ -177,7 +179,10 @@ def measure(report: Report, kind: str, gib: float, seeds: int) -> None:
                 f"drain, {cut.name}, peak of held over live",
                 Samples("ratio", [max(run.ratios) for run in runs]),
                 None,
-                {"mean": Samples("ratio", means), f"bare growth of {gib:g} GiB": Samples("ms", grown)},
+                {
+                    "mean": Samples("ratio", means),
+                    f"bare growth of {gib:g} GiB": Samples("ms", grown),
+                },
                 {
                     "handles_before_the_drain": len(runs[0].handles),
                     "bytes_before_the_drain": sum(runs[0].handles),

@@ -78,9 +78,14 @@ class Report:
         self._machine = machine.facts()
         self._rows: list[Row] = []
         self._facts: dict[str, object] = {}
+        self._failures: dict[str, str] = {}
 
     def add(self, row: Row) -> None:
         self._rows.append(row)
+
+    def fail(self, name: str, reason: str) -> None:
+        """A part that could not be measured; the others go on, and the target counts as missed."""
+        self._failures[name] = reason
 
     def note(self, **facts: object) -> None:
         """Facts about the whole run, for the JSON."""
@@ -128,15 +133,18 @@ class Report:
             "load_average_at_end": machine.facts()["load_average"],
             "versions": machine.versions(),
             **self._facts,
-            "passed": all(row.passed is not False for row in self._rows),
+            "failures": self._failures,
+            "passed": self._passed,
             "rows": [row.as_dict() for row in self._rows],
         }
         path.write_text(json.dumps(document, indent=1, default=str) + "\n")
 
     def finish(self, title: str) -> int:
         """Prints, writes where `--json` asks for it, and returns the program's exit status: 1
-        where a target was missed."""
+        where a target was missed or a part could not be measured."""
         self.show(title)
+        for name, reason in self._failures.items():
+            print(f"not measured: {name}: {reason}")
         wanted = self._arguments.get("json")
         if wanted is not None:
             stamp = self._began.strftime("%Y-%m-%dT%H%M%SZ")
@@ -144,7 +152,11 @@ class Report:
             path = own if wanted == _OWN_NAME else Path(wanted)
             self.write(path)
             print(f"written: {path}")
-        return int(any(row.passed is False for row in self._rows))
+        return int(not self._passed)
+
+    @property
+    def _passed(self) -> bool:
+        return not self._failures and all(row.passed is not False for row in self._rows)
 
 
 def arguments_of(description: str) -> argparse.ArgumentParser:
