@@ -171,10 +171,13 @@ def demo(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """A benchmark: `nox -s bench -- pool`, `pager`, `solo`, `ledger` or `reclaim`, with its own
-    options behind."""
+    """A benchmark: `nox -s bench -- pool`, `pager`, `driver`, `growth`, `solo`, `ledger` or
+    `reclaim`, with its own options behind."""
     if not session.posargs:
-        session.error("name a benchmark: nox -s bench -- pool|pager|solo|ledger|reclaim [OPTIONS]")
+        session.error(
+            "name a benchmark: "
+            "nox -s bench -- pool|pager|driver|growth|solo|ledger|reclaim [OPTIONS]"
+        )
     session.install("cmake", "ninja")  # `ledger` builds a native program
     _vllm_environment(session, "benchmarks/requirements.txt")
     name, *options = session.posargs

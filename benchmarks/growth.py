@@ -2,7 +2,7 @@
 
   cycles   pool and pager over the system's bare calls with the very same handle sizes, for extents
            of 2, 16 and 64 MiB, and for extents of 2 MiB that the pool gathers into units as it sees
-           fit: `at once` one wish for everything, `as it fills` in sixteen steps, each of them taken
+           fit: `at once` one wish for everything, `as it fills` in sixteen steps, each one taken
   moves    from the moment an engine wants what an idle one keeps cached until all of it is usable
   drain    what large handles pin: memory held over memory live while 256 requests become 16
 

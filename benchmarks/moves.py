@@ -184,7 +184,7 @@ def measure(
     with tempfile.TemporaryDirectory(prefix="kvcached-bench-", dir="/dev/shm") as directory:
         setting = _Setting(kind, shape, extents, max_handle, directory)
         try:
-            processes += [_Process(setting, engine) for engine in ("one", "other")]
+            processes.extend(_Process(setting, engine) for engine in ("one", "other"))
             holder, waiter = processes
             holder.want()
             # The first move meets everything cold.
