@@ -315,7 +315,10 @@ void Pager::begin(Row::Request unit) {
   if (run_.empty()) run_began_ = Clock::now();
   Status status = begin_accounted(unit, false);
   if (status != Status::ok && (!releases_.empty() || backing_.keeps_handles())) {
-    // What is on its way out, or kept, may be what is missing here.
+    // What is on its way out, or kept, may be what is missing here. What has its memory already
+    // does not wait for that.
+    finish_run();
+    run_began_ = Clock::now();
     serve_releases();
     moving([&] { backing_.trim(Clock::time_point::max()); });
     status = begin_accounted(unit, false);
