@@ -1,5 +1,6 @@
 #include "kvcached/pager.hpp"
 
+#include <pthread.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -260,6 +261,8 @@ std::string Pager::last_error() {
 }
 
 void Pager::run() {
+  // For whoever looks at a process with many threads; at most 15 letters.
+  (void)pthread_setname_np(pthread_self(), "kvcached-pager");
   RowHeader& header = row_->header();
   for (;;) {
     // Before the look at `stopping_`, or a stop() in between would wait for the sleep's end.
