@@ -1,9 +1,9 @@
 """What large handles pin: memory held over memory live while many requests become few.
 
-The real pool and pager, over a driver on paper. 256 requests run for a while, each replaced when it
-ends; then none is replaced until 16 are left. Lengths are random, blocks are 16 tokens and 2 MiB (all
-layers of an 8 B model together), a step is 16 tokens of every request. A handle goes back only when
-its last block is free; free blocks go out lowest address first.
+The real pool and pager, over a driver on paper. 256 requests run for a while, each replaced when
+it ends; then none is replaced until 16 are left. Lengths are random, blocks are 16 tokens and 2 MiB
+(all layers of an 8 B model together), a step is 16 tokens of every request. A handle goes back only
+when its last block is free; free blocks go out lowest address first.
 """
 
 from __future__ import annotations
@@ -52,11 +52,15 @@ class Cut:
     name: str
     blocks_per_extent: int
     max_handle: int
+    announced: bool = False
+    """Whether the pool hears before a step what all new requests together will take, as vLLM's
+    scheduler tells it: the first 256 then come in large units."""
 
 
 CUTS = (
     *(Cut(f"{2 * blocks} MiB", blocks, 2 * blocks * MIB) for blocks in (1, 2, 4, 8, 32)),
-    Cut("pool's choice", 1, 64 * MIB),
+    Cut("pool's choice, grown little by little", 1, 64 * MIB),
+    Cut("pool's choice, begun with a burst", 1, 64 * MIB, announced=True),
 )
 
 
@@ -72,7 +76,7 @@ class Drained:
 class _Engine:
     """A scheduler of random requests."""
 
-    def __init__(self, engine: pagers.Engine, seed: int) -> None:
+    def __init__(self, engine: pagers.Engine, seed: int, announced: bool) -> None:
         assert engine.pager is not None
         self._pager = engine.pager
         self._row = engine.row
@@ -81,6 +85,7 @@ class _Engine:
         self._queue = _C.BlockQueue(self._pool, blocks)
         self._extent_bytes = engine.plan.extent_bytes
         self._dice = random.Random(seed)
+        self._announced = announced
         self._running: list[_Request] = []
         self._step = 0
 
@@ -100,9 +105,15 @@ class _Engine:
         """One step, before which new requests come until there are so many."""
         self._step += 1
         self._pool.begin_step(self._step)
-        while len(self._running) < requests:
-            request = _Request(self._dice.randint(*ANSWER))
-            self._take(request, self._dice.randint(*PROMPT))
+        missing = max(0, requests - len(self._running))
+        new = [
+            (_Request(self._dice.randint(*ANSWER)), self._dice.randint(*PROMPT))
+            for _ in range(missing)
+        ]
+        if self._announced:
+            self._pool.expect(sum(prompt for _, prompt in new))
+        for request, prompt in new:
+            self._take(request, prompt)
             self._running.append(request)
         for request in self._running:
             self._take(request, 1)
@@ -113,7 +124,6 @@ class _Engine:
             if request.answer == 0:
                 self._queue.prepend_n(request.blocks)
         self._running = [request for request in self._running if request.answer]
-        self._pool.balance(False)
         self._settle()
 
     def _take(self, request: _Request, blocks: int) -> None:
@@ -122,9 +132,16 @@ class _Engine:
         request.blocks += self._queue.popleft_n(blocks)
 
     def _settle(self) -> None:
-        # So that every run of a seed is the same, however fast the pager is.
+        # Everything is answered before the next step, so that every run of a seed is the same,
+        # however fast the pager is.
+        if coming := self._pool.wanted_extents * self._pool.blocks_per_extent:
+            self._pool.ensure(self._pool.num_unhashed + coming, pagers.PATIENCE)
+        self._pool.expect(0)
+        self._pool.balance(False)
         deadline = time.monotonic() + pagers.PATIENCE
-        while self._row.describe()["mapped_bytes"] != self._pool.usable_extents * self._extent_bytes:
+        while (
+            self._row.describe()["mapped_bytes"] != self._pool.usable_extents * self._extent_bytes
+        ):
             if time.monotonic() > deadline:
                 raise pagers.Slow("the pager does not keep up")
             time.sleep(0.0001)
@@ -138,12 +155,12 @@ def simulate(cut: Cut, seed: int) -> Drained:
         tempfile.TemporaryDirectory(prefix="kvcached-bench-", dir="/dev/shm") as name,
         pagers.engine("sim", shape, extents, Path(name), max_handle_bytes=cut.max_handle) as paper,
     ):
-        engine = _Engine(paper, seed)
+        engine = _Engine(paper, seed, cut.announced)
         for _ in range(STEPS):
             engine.step(MANY)
         drained = Drained([], engine.handles)
         while engine.running > FEW:
-            engine.step(0)
+            engine.step(FEW)
             drained.ratios.append(engine.held_over_live)
         for _ in range(STEPS):
             engine.step(FEW)
@@ -177,7 +194,10 @@ def measure(report: Report, kind: str, gib: float, seeds: int) -> None:
                 f"drain, {cut.name}, peak of held over live",
                 Samples("ratio", [max(run.ratios) for run in runs]),
                 None,
-                {"mean": Samples("ratio", means), f"bare growth of {gib:g} GiB": Samples("ms", grown)},
+                {
+                    "mean": Samples("ratio", means),
+                    f"bare growth of {gib:g} GiB": Samples("ms", grown),
+                },
                 {
                     "handles_before_the_drain": len(runs[0].handles),
                     "bytes_before_the_drain": sum(runs[0].handles),

@@ -1,11 +1,12 @@
 """What the driver's virtual-memory calls cost, for handles of 2 MiB to 1 GiB.
 
-Each call is timed by itself in a native loop, and so is the whole cycle of committing and releasing.
-On CUDA the calls are those of libcuda.so.1 alone; the column `driver` is the same through kvcached's
-driver, with its account of what is mapped, its checks and its care for the thread's context.
+Each call is timed by itself in a native loop, and so is the whole cycle of committing and
+releasing. On CUDA the calls are those of libcuda.so.1 alone; the column `driver` is the same
+through kvcached's driver, with its account of what is mapped, its checks and its care for the
+thread's context.
 
-`scrub and wait` zeroes one handle and waits for it; `scrub` only starts to, the wait for all of them
-comes later and is not in it. kvcached's own driver starts neighbours together, in one call of many.
+`scrub and wait` zeroes one handle and waits for it; `scrub` only starts to, and the wait for all of
+them comes later and is not in it. kvcached's driver hands neighbours to the device together.
 """
 
 from __future__ import annotations
@@ -38,7 +39,12 @@ def _microseconds(nanoseconds: list[int]) -> Samples:
 
 
 def measure_calls(
-    report: Report, bare: _C.DriverCalls, through: _C.DriverCalls | None, size: int, count: int, live: int
+    report: Report,
+    bare: _C.DriverCalls,
+    through: _C.DriverCalls | None,
+    size: int,
+    count: int,
+    live: int,
 ) -> None:
     """Adds a row for each of the driver's calls on handles of `size` bytes."""
     ours = through.time_each(size, count, live) if through is not None else {}
@@ -72,9 +78,7 @@ def measure_cycle(
     if ours:
         parts["driver"] = Samples("us", ours)
     facts: dict[str, object] = {"bytes": size, "handles": handles}
-    report.add(
-        Row(f"{_name(size)}, commit and release", Samples("us", cycles), None, parts, facts)
-    )
+    report.add(Row(f"{_name(size)}, commit and release", Samples("us", cycles), None, parts, facts))
     report.add(Row(f"{_name(size)}, commit and release", Samples("GB/s", rates), facts=facts))
 
 

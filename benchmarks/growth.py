@@ -1,13 +1,13 @@
 """Memory in bulk: growing to many GiB and giving it back, alone and from one engine to another.
 
-  cycles   pool and pager over the system's bare calls with the very same handle sizes, for extents of
-           2, 16 and 64 MiB, and for extents of 2 MiB that the pool gathers into units as it sees fit:
-           `at once` one wish for everything, `as it fills` in sixteen steps, each of them taken
+  cycles   pool and pager over the system's bare calls with the very same handle sizes, for extents
+           of 2, 16 and 64 MiB, and for extents of 2 MiB that the pool gathers into units as it sees
+           fit: `at once` one wish for everything, `as it fills` in sixteen steps, each one taken
   moves    from the moment an engine wants what an idle one keeps cached until all of it is usable
   drain    what large handles pin: memory held over memory live while 256 requests become 16
 
-`--parts` names some of them. What a pager grows by is zeroed where the driver does not promise zeros
-(on CUDA); the bare calls zero nothing.
+`--parts` names some of them. What a pager grows by is zeroed where the driver does not promise
+zeros (on CUDA); the bare calls zero nothing.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from benchmarks import drain, moves, pagers
@@ -54,6 +55,10 @@ UNITS = (
     Units("pool's choice, at once", 2 * MIB, 0),
     Units("pool's choice, as it fills", 2 * MIB, 0, True),
 )
+
+
+#: The cuts that memory moves in from engine to engine: all but the dearest, and one wish at once.
+MOVED = UNITS[1:4]
 
 
 @dataclass
@@ -151,18 +156,38 @@ def measure_cycles(report: Report, kind: str, gib: float, rounds: int, units: Un
 
 
 def measure(report: Report, options: argparse.Namespace) -> None:
-    """Adds the rows of every part asked for."""
+    """Adds the rows of every part asked for. What cannot be measured costs its own rows alone."""
+    parts: list[tuple[str, Callable[[], None]]] = []
     if "cycles" in options.parts:
-        for units in UNITS:
-            measure_cycles(report, options.driver, options.gib, options.rounds, units)
+        cycles = partial(measure_cycles, report, options.driver, options.gib, options.rounds)
+        parts += [(units.name, partial(cycles, units)) for units in UNITS]
     if "moves" in options.parts:
-        for units in UNITS[1:4]:
-            moves.measure(
-                report, options.driver, options.gib, options.moves, units.name, units.shape,
-                units.max_handle,
-            )
+        parts += [
+            (f"move, {units.name}", partial(_move, report, options, units))
+            for units in MOVED
+            if units.name in options.moved
+        ]
     if "drain" in options.parts:
-        drain.measure(report, options.driver, options.gib, options.seeds)
+        drained = partial(drain.measure, report, options.driver, options.gib, options.seeds)
+        parts.append(("drain", drained))
+    for name, part in parts:
+        print(f"{name} ...", flush=True)
+        try:
+            part()
+        except (_C.Error, pagers.Slow, EOFError) as error:
+            report.fail(name, str(error) or repr(error))
+
+
+def _move(report: Report, options: argparse.Namespace, units: Units) -> None:
+    moves.measure(
+        report,
+        options.driver,
+        options.gib,
+        options.moves,
+        units.name,
+        units.shape,
+        units.max_handle,
+    )
 
 
 def main() -> int:
@@ -171,6 +196,8 @@ def main() -> int:
     parser.add_argument("--gib", type=float, help="how much; 10 on a GPU, 0.5 on the host")
     parser.add_argument("--rounds", type=int, default=11, help="of growth and release")
     parser.add_argument("--moves", type=int, default=50, help="from one engine to the other")
+    moved = [units.name for units in MOVED]
+    parser.add_argument("--moved", nargs="+", choices=moved, default=moved, help="which cuts")
     parser.add_argument("--seeds", type=int, default=5, help="of the drain")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     options = parser.parse_args()

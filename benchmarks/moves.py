@@ -14,7 +14,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
-from pathlib import Path
 
 from benchmarks.pagers import PATIENCE, Slow, bare_calls, driver_of
 from benchmarks.report import Report, Row, Target
@@ -32,8 +31,9 @@ UNWANTED = 1.3
 #: pager owes answers; see kvcached_vllm.memory_thread.
 ASLEEP = 0.02
 IN_FLIGHT = 0.002
-#: How long a wish waits before the scheduler looks again; as long as for a running request.
-WAIT = 1.0
+#: How long a wish waits before it is told again, in seconds, as in a scheduler's next step. The
+#: ledger believes for a moment only what an engine said it wants.
+WAIT = 0.02
 #: Rounds of the bare calls.
 BARE_ROUNDS = 5
 
@@ -75,13 +75,15 @@ class _Engine:
         self._pool = _C.Pool([row], 0, 0)
         blocks = [_Block(index) for index in range(self._pool.num_blocks)]
         self._queue = _C.BlockQueue(self._pool, blocks)
-        self._need = setting.extents * plan.blocks_per_extent
+        self._need = self._pool.num_blocks
         self._extent_bytes = plan.extent_bytes
         self._taken: list[_Block] = []
         self._step = 0
 
     def want(self) -> tuple[float, list[int]]:
         """Waits for everything; returns the seconds that took, and the sizes of the handles."""
+        # What the other did not ask for.
+        self._queue.forget(self._pool.coldest(0))
         began = time.perf_counter()
         self._begin_step()
         while not self._pool.ensure(self._need, WAIT):
@@ -182,8 +184,7 @@ def measure(
     with tempfile.TemporaryDirectory(prefix="kvcached-bench-", dir="/dev/shm") as directory:
         setting = _Setting(kind, shape, extents, max_handle, directory)
         try:
-            for engine in ("one", "other"):
-                processes.append(_Process(setting, engine))
+            processes.extend(_Process(setting, engine) for engine in ("one", "other"))
             holder, waiter = processes
             holder.want()
             # The first move meets everything cold.

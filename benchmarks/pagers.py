@@ -42,8 +42,15 @@ def bare_calls(kind: str) -> _C.DriverCalls:
     return _C.DriverCalls.bare_cuda() if kind == "cuda" else _C.DriverCalls.of(driver_of(kind))
 
 
-def _threads() -> set[int]:
-    return {int(entry.name) for entry in Path("/proc/self/task").iterdir()}
+def _pager_threads() -> set[int]:
+    """The pagers' threads of this process, by the name they give themselves; CUDA has threads of
+    its own."""
+    found = set()
+    for task in Path("/proc/self/task").iterdir():
+        with suppress(OSError):  # it may have ended
+            if (task / "comm").read_text().strip() == "kvcached-pager":
+                found.add(int(task.name))
+    return found
 
 
 @dataclass
@@ -137,9 +144,13 @@ def engine(
             theirs.close()
             ours.recv()
         else:
-            before = _threads()
+            before = _pager_threads()
             pager = _start(kind, shape, extents, path, max_handle_bytes)
-            (thread,) = _threads() - before
+            deadline = time.monotonic() + PATIENCE
+            while not (new := _pager_threads() - before):
+                if time.monotonic() > deadline:
+                    raise Slow("the pager's thread does not run")
+            (thread,) = new
         yield Engine(_C.Pool([path], 0, 0), pager, _C.Row.attach(path), plan, extents, thread)
     finally:
         ours.close()

@@ -241,6 +241,24 @@ TEST(ExtentTableTest, UnitsGrowOnlyWithWhatIsInUseAndAreAlignedPowersOfTwo) {
   rig.expect_sound();
 }
 
+TEST(ExtentTableTest, WhatIsNeededAtOnceComesInLargeUnitsThoughNothingIsInUse) {
+  Rig rig(1, facts_for(4097, 1, 32));
+  for (const std::uint32_t few : {1u, 64u, 255u}) {
+    EXPECT_EQ(rig.table.want(few, few), 1u) << "a hundred handles cost little";
+  }
+  // One, two, four and so on, until the addresses are aligned.
+  std::uint32_t units = 0;
+  std::uint32_t largest = 0;
+  for (std::uint32_t left = 4093; left > 0; ++units) {
+    const std::uint32_t size = rig.table.want(left, 4096);
+    ASSERT_NE(size, 0u);
+    largest = std::max(largest, size);
+    left -= size;
+  }
+  EXPECT_EQ(largest, 32u);
+  EXPECT_LE(units, 140u);
+}
+
 TEST(ExtentTableTest, AUnitIsEmptyOnlyWhenAllItsExtentsAreAndIsReleasedWhole) {
   Rig rig(2, facts_for(200, 1, 4));
   while (rig.table.usable() < 100) {

@@ -29,9 +29,9 @@ class ExtentTable {
   ExtentTable(const ExtentTable&) = delete;
   ExtentTable& operator=(const ExtentTable&) = delete;
 
-  /// Asks every rank for the lowest absent unit of up to `extents` extents. Returns its size,
-  /// 0 where none is absent.
-  std::uint32_t want(std::uint32_t extents);
+  /// Asks every rank for the lowest absent unit of up to `extents` extents, out of `at_once` that
+  /// are needed together. Returns its size, 0 where none is absent.
+  std::uint32_t want(std::uint32_t extents, std::uint32_t at_once = 0);
   /// Tells every rank to release the unit that starts at `first`, once `fence` is over.
   void release(std::uint32_t first);
   /// Looks at what the ranks have answered. A unit refused by one rank is released on the others.
@@ -80,7 +80,8 @@ class ExtentTable {
   [[nodiscard]] std::uint32_t capacity_epoch() const noexcept;
 
  private:
-  [[nodiscard]] std::uint32_t unit_size(std::uint32_t extents) const noexcept;
+  [[nodiscard]] std::uint32_t unit_size(std::uint32_t extents,
+                                        std::uint32_t at_once) const noexcept;
   [[nodiscard]] std::uint32_t blocks_in(Row::Request unit) const noexcept;
   [[nodiscard]] bool run_is_absent(std::uint32_t first, std::uint32_t count) const noexcept;
   struct Pending {

@@ -142,7 +142,8 @@ class Pool {
   void poll();
   void adopt(Row::Request unit);
   void withdraw(Row::Request unit);
-  void grow(std::uint32_t extents);
+  // Wants `extents` more, of the `at_once` that are needed together.
+  void grow(std::uint32_t extents, std::uint32_t at_once);
   [[nodiscard]] std::uint32_t left_over(std::uint32_t busy) const noexcept;
   bool sleep_for(std::uint32_t blocks, Clock::time_point deadline);
   void note_wait(std::uint32_t extents, Clock::time_point since) noexcept;

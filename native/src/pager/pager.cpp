@@ -1,5 +1,6 @@
 #include "kvcached/pager.hpp"
 
+#include <pthread.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -266,6 +267,8 @@ std::string Pager::violation() {
 }
 
 void Pager::run() {
+  // For whoever looks at a process with many threads; at most 15 letters.
+  (void)pthread_setname_np(pthread_self(), "kvcached-pager");
   RowHeader& header = row_->header();
   for (;;) {
     // Before the look at `stopping_`, or a stop() in between would wait for the sleep's end.
@@ -321,7 +324,10 @@ void Pager::begin(Row::Request unit) {
   if (run_.empty()) run_began_ = Clock::now();
   Status status = begin_accounted(unit, false);
   if (status != Status::ok && (!releases_.empty() || backing_.keeps_handles())) {
-    // What is on its way out, or kept, may be what is missing here.
+    // What is on its way out, or kept, may be what is missing here. What has its memory already
+    // does not wait for that.
+    finish_run();
+    run_began_ = Clock::now();
     serve_releases();
     moving([&] { backing_.trim(Clock::time_point::max()); });
     status = begin_accounted(unit, false);

@@ -51,11 +51,14 @@ Row::Request ExtentTable::unit_of(std::uint32_t extent) const noexcept {
   return {first, unit_count_[first]};
 }
 
-std::uint32_t ExtentTable::unit_size(std::uint32_t extents) const noexcept {
+std::uint32_t ExtentTable::unit_size(std::uint32_t extents, std::uint32_t at_once) const noexcept {
   // One block pins its whole unit. A unit of at most a sixteenth of what is in use bounds what
   // that can waste; beyond it larger handles only save driver calls.
   const std::uint32_t in_use = (usable_ - pinned_ - empty_) / 16;
-  return std::bit_floor(std::max(1U, std::min({extents, max_unit_, in_use})));
+  // What is needed at once will be in use at once, and somebody waits for all of it: cut into a
+  // hundred handles or two it takes CUDA some 10 ms, however much it is.
+  const std::uint32_t needed = at_once / 128;
+  return std::bit_floor(std::max(1U, std::min({extents, max_unit_, std::max(in_use, needed)})));
 }
 
 bool ExtentTable::run_is_absent(std::uint32_t first, std::uint32_t count) const noexcept {
@@ -66,10 +69,10 @@ bool ExtentTable::run_is_absent(std::uint32_t first, std::uint32_t count) const 
   return true;
 }
 
-std::uint32_t ExtentTable::want(std::uint32_t extents) {
+std::uint32_t ExtentTable::want(std::uint32_t extents, std::uint32_t at_once) {
   const std::uint32_t first = absent_.first();
   if (first == kNone) return 0;
-  std::uint32_t count = unit_size(extents);
+  std::uint32_t count = unit_size(extents, at_once);
   while (count > 1 && (first % count != 0 || !run_is_absent(first, count))) count /= 2;
   const Row::Request unit{first, count};
   for (std::uint32_t extent = first; extent < first + count; ++extent) {

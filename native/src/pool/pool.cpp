@@ -230,7 +230,7 @@ bool Pool::sleep_for(std::uint32_t blocks, Clock::time_point deadline) {
     const std::uint32_t coming = extents_.wanted_blocks();
     const std::uint32_t missing = blocks - free_.count();
     if (missing > coming && !denied_) {
-      grow((missing - coming + per_extent - 1) / per_extent);
+      grow((missing - coming + per_extent - 1) / per_extent, blocks / per_extent);
     }
     const bool coming_in = extents_.wanted() != 0;
     const Clock::time_point until = coming_in ? deadline : releases_by;
@@ -255,7 +255,9 @@ void Pool::expect(std::uint32_t blocks) {
   tell(blocks);
   const std::uint32_t per_extent = extents_.blocks_per_extent();
   const std::uint32_t ahead = free_.count() + extents_.wanted_blocks();
-  if (blocks > ahead && !denied_) grow((blocks - ahead + per_extent - 1) / per_extent);
+  if (blocks > ahead && !denied_) {
+    grow((blocks - ahead + per_extent - 1) / per_extent, blocks / per_extent);
+  }
 }
 
 void Pool::wait(Clock::time_point deadline) {
@@ -312,7 +314,7 @@ void Pool::balance(bool idle) {
   if (pressure_.soft + pressure_.hard != 0) target = keep = 0;
   const std::uint32_t ahead = extents_.empty() + extents_.wanted();
   if (ahead < target && !denied_) {
-    grow(target - ahead);
+    grow(target - ahead, target);
   } else if (extents_.empty() > keep) {
     std::uint32_t excess = extents_.empty() - keep;
     // A busy engine's need goes up and down from step to step; a quarter of the excess a step
@@ -391,10 +393,10 @@ void Pool::withdraw(Row::Request unit) {
   }
 }
 
-void Pool::grow(std::uint32_t extents) {
+void Pool::grow(std::uint32_t extents, std::uint32_t at_once) {
   std::uint32_t left = std::min(extents, growable_extents());
   while (left > 0) {
-    const std::uint32_t taken = extents_.want(left);
+    const std::uint32_t taken = extents_.want(left, at_once);
     if (taken == 0) break;
     left -= taken;
   }
