@@ -28,6 +28,8 @@ _ABOUT = {
     "sharing it.",
     "stranger": "Engines beside somebody who takes and frees memory of the same device at random.",
     "growth": "Growing to many GiB and giving it back, and what large handles pin.",
+    "tokens": "The same tokens: every way of running vLLM here, elastic against vanilla.",
+    "driver": "What the driver's virtual-memory calls cost.",
     "reclaim": "An idle engine's cached prefixes, given to a neighbour.",
     "pool": "Taking and freeing blocks in the scheduler, over vLLM's own time.",
     "pager": "The cost of memory itself, over the driver's bare calls.",
