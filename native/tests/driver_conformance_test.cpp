@@ -137,6 +137,7 @@ TEST_P(DriverConformance, RefusesEverythingBeforeProbe) {
   bool passed = false;
   EXPECT_EQ(fresh->reserve(unit, &address), Status::invalid_argument);
   EXPECT_EQ(fresh->create(unit, &handle), Status::invalid_argument);
+  EXPECT_EQ(fresh->wait_for_scrubs(), Status::invalid_argument);
   EXPECT_EQ(fresh->memory_info(&info), Status::invalid_argument);
   EXPECT_EQ(fresh->event_passed(Event{}, &passed), Status::invalid_argument);
   EXPECT_NE(fresh->last_error().find("probe"), std::string::npos);
