@@ -20,7 +20,7 @@ from kvcached_vllm.attach import settings
 from kvcached_vllm.coordinator import elastic_coordinator
 from kvcached_vllm.kv_layout import config_reason, longest_request_blocks
 from kvcached_vllm.memory_thread import MemoryThread
-from kvcached_vllm.reporting import EventReporter
+from kvcached.telemetry.reporter import EventReporter
 from kvcached_vllm.supply import BlockSupply
 
 if TYPE_CHECKING:

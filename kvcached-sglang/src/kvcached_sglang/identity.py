@@ -1,0 +1,42 @@
+"""The names by which an engine's ranks appear to others."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from kvcached import shm
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from kvcached.settings import Settings
+
+
+def group_of(settings: Settings) -> str:
+    """The group of leases that this engine belongs to."""
+    return settings.ipc_name.removeprefix("kvcached_") or "sglang"
+
+
+def instance_of(server_args: Any, dp_rank: int) -> str:
+    """What tells this engine from the others of its group.
+
+    All ranks of an engine are children of one process and got one set of arguments, in which
+    SGLang has drawn a random seed where the user gave none.
+    """
+    return f"{os.getppid():x}-{server_args.random_seed & 0xFFFFFFFF:x}-dp{dp_rank}"
+
+
+def directory(settings: Settings) -> Path:
+    """Where rows and ledgers lie. Raises shm.SharedMemoryError where there can be none."""
+    return shm.directory(settings.shm_dir, settings.shm_group)
+
+
+def row_path(settings: Settings, instance: str, rank: int) -> Path:
+    """The file of one rank's row. Raises shm.SharedMemoryError where there can be none."""
+    return shm.row_path(directory(settings), engine_name(settings, instance), rank)
+
+
+def engine_name(settings: Settings, instance: str) -> str:
+    """This engine's name in its ranks' rows."""
+    return f"kvcached_{group_of(settings)}-{instance}"
