@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import atexit
 import multiprocessing
+import os
 import pkgutil
+import time
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -20,6 +22,9 @@ _BUILDERS = (
     f"{_MC}.kv_cache_configurator.KVCacheConfigurator",
     "sglang.srt.model_executor.model_runner_kv_cache_mixin.ModelRunnerKVCacheMixin",
 )
+
+#: How long the end of a launcher may wait for its killed schedulers to be gone, in seconds.
+_PATIENCE = 1.0
 
 _registered: dict[str, Callable[..., Any]] = {}
 
@@ -108,13 +113,18 @@ def rank_of(builder: Any) -> tuple[int, int]:
 
 
 def _clean_up() -> None:
-    from kvcached import _C, shm
+    """Removes the rows of this launcher's killed schedulers, and the lease they held."""
+    from kvcached import _C, settings, shm
     from kvcached_sglang import identity
-    from kvcached_sglang.pools import settings
 
     try:
-        directory = str(identity.directory(settings()))
-    except shm.SharedMemoryError:
+        directory = identity.directory(settings.load())
+    except (shm.SharedMemoryError, settings.SettingsError):
         return
-    _C.remove_dead_rows(directory)
-    _C.remove_dead_ledgers(directory)
+    deadline = time.monotonic() + _PATIENCE
+    while True:
+        _C.remove_dead_rows(str(directory))
+        if time.monotonic() >= deadline or not any(directory.glob(identity.children_of(os.getpid()))):
+            _C.remove_dead_ledgers(str(directory))
+            return
+        time.sleep(0.02)

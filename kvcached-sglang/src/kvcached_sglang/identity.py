@@ -27,6 +27,11 @@ def instance_of(server_args: Any, dp_rank: int) -> str:
     return f"{os.getppid():x}-{server_args.random_seed & 0xFFFFFFFF:x}-dp{dp_rank}"
 
 
+def children_of(launcher: int) -> str:
+    """A pattern for the rows of the engines whose schedulers a process started."""
+    return f"kvcached_*-{launcher:x}-*.row"
+
+
 def directory(settings: Settings) -> Path:
     """Where rows and ledgers lie. Raises shm.SharedMemoryError where there can be none."""
     return shm.directory(settings.shm_dir, settings.shm_group)

@@ -42,7 +42,7 @@ def needs_of(scheduler: Any, page_size: int) -> Needs:
     for request in (*first, *waiting):
         tokens = len(request.origin_input_ids) + len(request.output_ids)
         if request is scheduler.chunked_req:
-            tokens = max(0, tokens - len(request.prefix_indices))
+            tokens = max(0, tokens - _tokens_in_place(request))
         prompts += tokens // page_size + 1
         if left > 0:
             # A prompt that is not cut may overshoot what is left of the batch.
@@ -54,6 +54,13 @@ def needs_of(scheduler: Any, page_size: int) -> Needs:
     if running:
         oldest = (len(running[0].origin_input_ids) + len(running[0].output_ids)) // page_size + 1
     return Needs(decode, prefill, prompts, oldest)
+
+
+def _tokens_in_place(request: Any) -> int:
+    """Tokens of a prompt in chunks that had pages when its last chunk began."""
+    if hasattr(request, "prefix_len"):  # 0.5.20 and later
+        return int(request.prefix_len)
+    return len(request.prefix_indices)
 
 
 def is_idle(scheduler: Any) -> bool:
