@@ -62,21 +62,25 @@ async def _aborts(engine: Any) -> Answers:
     source = random.Random(5)
     prompts = [_prompt(source, 60) for _ in range(12)]
 
-    async def one(number: int, prompt: list[int]) -> list[int] | None:
+    async def finished(prompt: list[int]) -> list[int]:
+        answer = await engine.async_generate(
+            input_ids=prompt, sampling_params={**GREEDY, "max_new_tokens": 120}
+        )
+        tokens: list[int] = answer["output_ids"]
+        return tokens
+
+    async def given_up(number: int, prompt: list[int]) -> None:
         stream = await engine.async_generate(
             input_ids=prompt,
-            sampling_params={**GREEDY, "max_new_tokens": 120},
+            sampling_params={**GREEDY, "max_new_tokens": 2000},
             stream=True,
-            rid=f"request-{number}",
+            rid=f"given-up-{number}",
         )
-        tokens: list[int] = []
-        async for piece in stream:
-            tokens = piece["output_ids"] if len(piece["output_ids"]) > len(tokens) else tokens
-            if number % 2 and len(tokens) >= 1:
-                engine.tokenizer_manager.abort_request(rid=f"request-{number}")
-        return None if number % 2 else tokens
+        async for _ in stream:
+            engine.tokenizer_manager.abort_request(rid=f"given-up-{number}")
 
-    return list(await asyncio.gather(*(one(n, prompt) for n, prompt in enumerate(prompts))))
+    each = (given_up(n, prompt) if n % 2 else finished(prompt) for n, prompt in enumerate(prompts))
+    return list(await asyncio.gather(*each))
 
 
 def flush(engine: Any) -> Answers:

@@ -1,0 +1,85 @@
+"""An elastic engine answers what a vanilla one does, token by token, in float32.
+
+SGLang's own checks are on and strict: a page that is lost, kept twice or freed twice stops the
+engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import conftest
+from comparison import assert_same
+from engine import Outcome
+
+SMALL = {"KVCACHED_CAPACITY": "1310720"}
+"""Five extents: 2,560 tokens of the 8,192 that the engine could address."""
+
+
+def assert_answers_are_those_of(
+    vanilla: Outcome, elastic: Outcome, allowed: int = 0
+) -> None:
+    for name, scenario in elastic.scenarios.items():
+        assert_same(vanilla.scenarios[name].answers, scenario.answers, allowed)
+
+
+def retractions(outcome: Outcome) -> int:
+    return outcome.log.count("KV cache pool is full. Retract requests")
+
+
+@pytest.mark.parametrize("scenario", conftest.ROOMY)
+def test_with_room_all_answers_are_vanillas(
+    vanilla: Outcome, roomy: Outcome, scenario: str
+) -> None:
+    assert_same(vanilla.scenarios[scenario].answers, roomy.scenarios[scenario].answers)
+
+
+def test_a_small_budget_retracts_and_changes_no_answer(
+    model: Path, vanilla: Outcome, run_elastic: Callable[..., Outcome]
+) -> None:
+    outcome = run_elastic(model, ("crowd", "mixed", "aborts"), SMALL)
+    assert retractions(outcome) > 0
+    assert retractions(vanilla) == 0
+    assert_answers_are_those_of(vanilla, outcome)
+    assert max(found.peak for found in outcome.scenarios.values()) <= int(SMALL["KVCACHED_CAPACITY"])
+
+
+@pytest.mark.slow
+def test_pages_of_sixteen_tokens_change_no_answer(
+    model: Path,
+    vanilla: Outcome,
+    run_elastic: Callable[..., Outcome],
+) -> None:
+    outcome = run_elastic(model, ("mixed", "long_prompts", "crowd"), SMALL, page_size=16)
+    assert retractions(outcome) > 0
+    assert_answers_are_those_of(vanilla, outcome)
+
+
+@pytest.mark.slow
+def test_an_engine_without_a_radix_cache_changes_no_answer(
+    model: Path, vanilla: Outcome, run_elastic: Callable[..., Outcome]
+) -> None:
+    outcome = run_elastic(model, ("mixed", "crowd"), SMALL, disable_radix_cache=True)
+    assert_answers_are_those_of(vanilla, outcome)
+
+
+@pytest.mark.slow
+def test_an_engine_that_does_not_overlap_changes_no_answer(
+    model: Path, vanilla: Outcome, run_elastic: Callable[..., Outcome]
+) -> None:
+    outcome = run_elastic(model, ("mixed", "crowd"), SMALL, disable_overlap_schedule=True)
+    assert_answers_are_those_of(vanilla, outcome)
+
+
+@pytest.mark.slow
+def test_two_ranks_agree_and_change_no_answer(
+    model: Path, vanilla: Outcome, run_elastic: Callable[..., Outcome]
+) -> None:
+    # Each rank's cache is half as large, and both are of one device here.
+    limits = {**SMALL, "SGLANG_CPU_OMP_THREADS_BIND": "0|1"}
+    outcome = run_elastic(model, ("mixed", "long_prompts", "crowd"), limits, tp_size=2)
+    assert retractions(outcome) > 0
+    assert_answers_are_those_of(vanilla, outcome)
