@@ -27,6 +27,7 @@ ARGUMENTS: dict[str, Any] = {
     "chunked_prefill_size": 256,
     "disable_cuda_graph": True,
     "random_seed": 7,
+    "log_level": "warning",
 }
 #: SGLang's own checks, as strict as they go: a difference of one token stops the engine.
 CHECKS = {

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
+import time
 from typing import Any
+
+import kv_memory
+import neighbour
 
 GREEDY = {"temperature": 0, "ignore_eos": True}
 
@@ -51,6 +56,21 @@ def crowd(engine: Any) -> Answers:
     source = random.Random(4)
     prompts = [_prompt(source, source.randrange(20, 200)) for _ in range(24)]
     return _ask(engine, prompts, [300] * len(prompts))
+
+
+def beside_a_neighbour(engine: Any) -> Answers:
+    """The crowd while somebody else holds most of the device, and wants it for a while longer."""
+    with neighbour.holding(neighbour.MOST):
+        return crowd(engine)
+
+
+def pressed_while_idle(engine: Any) -> Answers:
+    """Prefixes are kept; then a neighbour wants the memory, and the engine has nothing to do.
+    Returns the bytes that the engine still held a second later, in place of tokens."""
+    crowd(engine)
+    with neighbour.holding(neighbour.MOST):
+        time.sleep(1.0)
+        return [[kv_memory.of_tree(os.getpid()).resident]]
 
 
 def aborts(engine: Any) -> Answers:

@@ -32,7 +32,7 @@ GRACE = 0.3
 _IDLE_LOOK = 0.005
 #: Between two questions to a policy that a package provides, in seconds.
 _POLICY = 0.05
-#: Between lines about an engine that waits for memory, in seconds.
+#: How long requests wait for memory before a line says so, and between such lines, in seconds.
 _STARVED_LOG_INTERVAL = 10.0
 
 
@@ -62,6 +62,7 @@ class MemoryKeeper:
         self._idle_turns = 0
         self._next_look = 0.0
         self._next_policy = 0.0
+        self._short_since: float | None = None
         self._starved_logged = 0.0
 
     def before_batch(self) -> None:
@@ -185,13 +186,21 @@ class MemoryKeeper:
 
     def _tell_if_starved(self, needs: Needs) -> None:
         pool = self._supply.pool
-        if not (pool.denied and needs.next_batch > pool.num_free):
+        scheduler = self._scheduler
+        # Nobody runs, nobody is about to, and yet somebody waits.
+        stuck = not scheduler.running_batch.reqs and scheduler.last_batch is None
+        if not stuck and not (pool.denied and needs.next_batch > pool.num_free):
+            self._short_since = None
             return
         now = time.monotonic()
-        if now - self._starved_logged > _STARVED_LOG_INTERVAL:
+        if self._short_since is None:
+            self._short_since = now
+        # A turn without a batch is nothing; requests also wait for other things than memory.
+        if now - max(self._short_since, self._starved_logged) > _STARVED_LOG_INTERVAL:
             self._starved_logged = now
             _log.warning(
-                "kvcached: requests wait for memory: %d tokens committed, the device or the "
-                "limit gives no more",
+                "kvcached: requests wait for memory: %d tokens committed, %d available; the "
+                "device, its other engines or the limit give no more",
                 (pool.num_usable - 1) * self._supply.page_size,
+                self._supply.available_tokens,
             )

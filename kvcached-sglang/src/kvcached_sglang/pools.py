@@ -112,11 +112,11 @@ def create_buffers(original: Callable[..., Any], self: Any) -> Any:
 
 
 def profile_available_bytes(original: Callable[..., Any], *args: Any, **kwargs: Any) -> int:
-    """AROUND ``_profile_available_bytes()``: address space beyond the limit would be of no use, and
-    with it SGLang's own checks of what can fit are made against the limit."""
+    """AROUND ``_profile_available_bytes()``: address space for more than may ever be held would be
+    of no use, and without it SGLang cuts its requests to what can fit."""
     found: int = original(*args, **kwargs)
-    limit = settings().limit
-    return min(found, limit) if limit else found
+    bounds = [bound for bound in (settings().limit, settings().capacity) if bound]
+    return min([found, *bounds])
 
 
 def _kind(device: Any) -> str:
