@@ -46,7 +46,10 @@ def run_elastic(
     """Run scenarios on an engine that must be elastic and finish them all."""
 
     def run(
-        model: Path, scenarios: tuple[str, ...], limits: dict[str, str] | None = None, **options: Any
+        model: Path,
+        scenarios: tuple[str, ...],
+        limits: dict[str, str] | None = None,
+        **options: Any,
     ) -> Outcome:
         environment = {"KVCACHED_REQUIRED": "true", "KVCACHED_SHM_DIR": str(new_shm_dir())}
         outcome = engine.run(

@@ -42,4 +42,3 @@ def holding(size: int) -> Iterator[None]:
         yield
     finally:
         lease.leave()
-

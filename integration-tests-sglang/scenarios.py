@@ -22,7 +22,9 @@ def _prompt(source: random.Random, length: int) -> list[int]:
 
 def _ask(engine: Any, prompts: list[list[int]], lengths: list[int]) -> Answers:
     wanted = [{**GREEDY, "max_new_tokens": length} for length in lengths]
-    return [found["output_ids"] for found in engine.generate(input_ids=prompts, sampling_params=wanted)]
+    return [
+        found["output_ids"] for found in engine.generate(input_ids=prompts, sampling_params=wanted)
+    ]
 
 
 def mixed(engine: Any) -> Answers:
@@ -75,7 +77,8 @@ def pressed_while_idle(engine: Any) -> Answers:
 
 def aborts(engine: Any) -> Answers:
     """Twelve requests, every other one given up in the midst of its answer."""
-    return engine.loop.run_until_complete(_aborts(engine))
+    answers: Answers = engine.loop.run_until_complete(_aborts(engine))
+    return answers
 
 
 async def _aborts(engine: Any) -> Answers:
@@ -114,6 +117,17 @@ def release_and_resume(engine: Any) -> Answers:
     engine.release_memory_occupation()
     engine.resume_memory_occupation()
     return _ask(engine, [_prompt(random.Random(6), 50)], [10])
+
+
+def metrics(engine: Any) -> Answers:
+    """What a scrape of SGLang's ``/metrics`` finds of ours: the bytes held, in place of tokens."""
+    from prometheus_client import CollectorRegistry, multiprocess
+
+    time.sleep(2.0)  # copied once a second
+    registry = CollectorRegistry()
+    multiprocess.MultiProcessCollector(registry)
+    samples = [sample for family in registry.collect() for sample in family.samples]
+    return [[int(found.value)] for found in samples if found.name == "kvcached_held_bytes"]
 
 
 def idle(engine: Any) -> Answers:

@@ -17,8 +17,8 @@ from typing import Any
 
 sys.path.append(str(Path(__file__).parent.parent / "integration-tests"))
 
-import kv_memory  # noqa: E402
-import scenarios  # noqa: E402
+import kv_memory
+import scenarios
 
 
 class Peak(threading.Thread):

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import conftest
+import neighbour
 from comparison import assert_same
 from engine import Outcome
 
@@ -19,9 +20,7 @@ SMALL = {"KVCACHED_CAPACITY": "1310720"}
 """Five extents: 2,560 tokens of the 8,192 that the engine could address."""
 
 
-def assert_answers_are_those_of(
-    vanilla: Outcome, elastic: Outcome, allowed: int = 0
-) -> None:
+def assert_answers_are_those_of(vanilla: Outcome, elastic: Outcome, allowed: int = 0) -> None:
     for name, scenario in elastic.scenarios.items():
         assert_same(vanilla.scenarios[name].answers, scenario.answers, allowed)
 
@@ -44,7 +43,34 @@ def test_a_small_budget_retracts_and_changes_no_answer(
     assert retractions(outcome) > 0
     assert retractions(vanilla) == 0
     assert_answers_are_those_of(vanilla, outcome)
-    assert max(found.peak for found in outcome.scenarios.values()) <= int(SMALL["KVCACHED_CAPACITY"])
+    assert max(found.peak for found in outcome.scenarios.values()) <= int(
+        SMALL["KVCACHED_CAPACITY"]
+    )
+
+
+def test_a_neighbour_that_holds_most_of_the_device_changes_no_answer(
+    model: Path, vanilla: Outcome, run_elastic: Callable[..., Outcome]
+) -> None:
+    limits = {
+        "KVCACHED_CAPACITY": str(neighbour.CAPACITY),
+        "KVCACHED_FLOOR": "524288",
+        "KVCACHED_MAX_CACHED_TOKENS": "-1",
+    }
+    scenarios = ("beside_a_neighbour", "pressed_while_idle", "mixed", "metrics")
+    outcome = run_elastic(model, scenarios, limits, enable_metrics=True)
+    left = neighbour.CAPACITY - neighbour.MOST
+    beside = outcome.scenarios["beside_a_neighbour"]
+    assert retractions(outcome) > 0
+    assert_same(vanilla.scenarios["crowd"].answers, beside.answers)
+    assert beside.peak <= left
+    # An idle engine that keeps all its prefixes gives them up within a second.
+    pressed = outcome.scenarios["pressed_while_idle"]
+    assert pressed.peak > left
+    assert pressed.answers[0][0] <= left
+    assert_same(vanilla.scenarios["mixed"].answers, outcome.scenarios["mixed"].answers)
+    # SGLang's own /metrics tells what the kernel does.
+    measured = outcome.scenarios["metrics"]
+    assert measured.answers == [[measured.after["mapped"]]]
 
 
 @pytest.mark.slow

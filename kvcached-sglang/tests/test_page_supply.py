@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import PAGES
 
+from conftest import PAGES
 from kvcached import _C
 from kvcached_sglang.page_supply import PageSupply
 

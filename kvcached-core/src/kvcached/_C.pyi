@@ -3,6 +3,7 @@
 Written by hand; tests/test_stub.py holds it against the module. Sizes are bytes.
 """
 
+from array import array
 from collections.abc import Iterator, Sequence
 from typing import Final, Generic, Literal, Protocol, TypedDict, TypeVar, type_check_only
 
@@ -418,10 +419,10 @@ class Pool:
     @property
     def dead_row(self) -> str:
         """The row of a rank that died, or an empty text."""
-    def take_into(self, ids: _Ids) -> None:
+    def take_into(self, ids: _Ids | array[int]) -> None:
         """Fill an array of 64-bit ids with blocks taken out, lowest first. Raises ValueError, and
         takes none, where fewer are free."""
-    def give(self, ids: _Ids) -> None:
+    def give(self, ids: _Ids | array[int]) -> None:
         """Return the blocks of an array of 64-bit ids. Raises ValueError, and returns none, where
         one is not in use or comes twice."""
     def give_rest(self, first: int) -> None:

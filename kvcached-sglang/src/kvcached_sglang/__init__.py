@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 from importlib.metadata import PackageNotFoundError, distribution, version
 
@@ -80,28 +81,15 @@ def installed_sglang() -> str | None:
 def version_reason(installed: str) -> str | None:
     """Why this SGLang version is not served, or None."""
     refusal = f"SGLang {installed} is installed; this version of kvcached works with "
-    try:
-        number = tuple(int(part) for part in installed.split("+")[0].split(".")[:3])
-    except ValueError:
-        # A third part such as "11rc1" or "post1": the release it belongs to decides.
-        digits = [part for part in installed.split(".")[:3]]
-        try:
-            number = tuple(int("".join(_leading_digits(part))) for part in digits)
-        except ValueError:
-            return refusal + supported_range()
+    # "11rc1" and "12.post1" are the releases they belong to.
+    found = re.match(r"(\d+)\.(\d+)\.(\d+)", installed)
+    if found is None:
+        return refusal + supported_range()
+    number = tuple(map(int, found.groups()))
     low, high = SUPPORTED_SGLANG
     if number < low:
         return f"{refusal}{_text(low)} and later: older ones have no plugin entry point"
     return None if number < high else refusal + supported_range()
-
-
-def _leading_digits(part: str) -> list[str]:
-    digits = []
-    for letter in part:
-        if not letter.isdigit():
-            break
-        digits.append(letter)
-    return digits
 
 
 def peer_installed() -> str | None:

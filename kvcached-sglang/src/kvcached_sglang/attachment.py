@@ -124,7 +124,9 @@ def _clean_up() -> None:
     deadline = time.monotonic() + _PATIENCE
     while True:
         _C.remove_dead_rows(str(directory))
-        if time.monotonic() >= deadline or not any(directory.glob(identity.children_of(os.getpid()))):
+        if time.monotonic() >= deadline or not any(
+            directory.glob(identity.children_of(os.getpid()))
+        ):
             _C.remove_dead_ledgers(str(directory))
             return
         time.sleep(0.02)

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from kvcached.policy import PolicyRunner
-    from kvcached_sglang.page_supply import PageSupply
     from kvcached.telemetry.reporter import EventReporter
+    from kvcached_sglang.page_supply import PageSupply
 
 _log = logging.getLogger("sglang.kvcached")
 

@@ -98,7 +98,7 @@ class RankMemory:
         ranks = f", {self.place.ranks} ranks" if self.place.ranks > 1 else ""
         device = _C.Ledger.open(facts["ledger"]).describe()
         lease = next(found for found in device["leases"] if found["slot"] == facts["lease_slot"])
-        return [
+        lines = [
             f"kvcached: elastic KV cache: virtual {format_size(facts['virtual_bytes'])} "
             f"({(facts['num_blocks'] - 1) * page:,} tokens in pages of {page}), "
             f"limit {format_size(facts['limit_bytes'])}, "
@@ -109,6 +109,15 @@ class RankMemory:
             f"{format_size(device['used_bytes'])} of {format_size(device['capacity_bytes'])} in "
             f"use by {len(device['leases'])} leases",
         ]
+        bound = min(facts["limit_bytes"], device["capacity_bytes"])
+        holds = bound // facts["extent_bytes"] * facts["blocks_per_extent"] - 1
+        if holds < facts["num_blocks"] - 1:
+            lines.append(
+                f"kvcached: at most {holds * page:,} of these tokens can have memory at once; a "
+                "longer request would wait for ever: raise KVCACHED_LIMIT or KVCACHED_CAPACITY, "
+                "or lower --max-total-tokens"
+            )
+        return lines
 
 
 def _remove_what_the_dead_left(settings: Settings) -> None:

@@ -8,12 +8,15 @@ between batches. Which pages they are, and when their memory is committed, is ea
 from __future__ import annotations
 
 import time
+from typing import TYPE_CHECKING
 
 import torch
 
-from kvcached import _C
 from kvcached_sglang import NotElastic
 from kvcached_sglang.returned_ids import ReturnedIds
+
+if TYPE_CHECKING:
+    from kvcached import _C
 
 #: How long a rank waits for memory that it was granted, in seconds, before it stops: it could not
 #: go on without diverging from the others.
@@ -82,7 +85,7 @@ class PageSupply:
             self.retry()
 
     def give(self, ids: torch.Tensor) -> None:
-        """Returns pages. They are available at once, and handed out when their ids are known here."""
+        """Returns pages: available at once, handed out when their ids are known here."""
         count = ids.numel()
         if count:
             self._used -= count
@@ -100,7 +103,7 @@ class PageSupply:
         return torch.tensor(self.pool.in_order(), dtype=torch.int64, device=self._device)
 
     def launched(self) -> int:
-        """A batch has been launched: pages freed from now on are fenced by it. Returns its number."""
+        """A batch has been launched and fences the pages freed from now on; returns its number."""
         self._step += 1
         self.pool.begin_step(self._step)
         # The engine keeps no plan of it beyond what is on its streams.

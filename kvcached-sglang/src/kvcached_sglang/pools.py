@@ -116,7 +116,8 @@ def profile_available_bytes(original: Callable[..., Any], *args: Any, **kwargs: 
     of no use, and without it SGLang cuts its requests to what can fit."""
     found: int = original(*args, **kwargs)
     bounds = [bound for bound in (settings().limit, settings().capacity) if bound]
-    return min([found, *bounds])
+    # Memory comes in whole extents, and page 0 takes one.
+    return min([found, *(bound - bound // 16 for bound in bounds)])
 
 
 def _kind(device: Any) -> str:

@@ -3,20 +3,22 @@ its leak check."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sglang.srt.mem_cache.base_prefix_cache import EvictParams
 
 from kvcached import _C
 from kvcached.policy import PolicyRunner
 from kvcached.telemetry.reporter import EventReporter
-from kvcached_sglang import allocators, identity
+from kvcached_sglang import allocators, identity, metrics
 from kvcached_sglang.agreement import Agreement
 from kvcached_sglang.keeper import MemoryKeeper
 from kvcached_sglang.launches import LaunchMarks
-from kvcached_sglang.memory import RankMemory
-from kvcached_sglang.page_supply import PageSupply
 from kvcached_sglang.pools import memory_of_this_process, settings
+
+if TYPE_CHECKING:
+    from kvcached_sglang.memory import RankMemory
+    from kvcached_sglang.page_supply import PageSupply
 
 
 class _Tended:
@@ -34,6 +36,7 @@ class _Tended:
             reporter = EventReporter(wanted, paths, identity.group_of(wanted), place.instance)
             ledgers = [_C.Row.attach(path).describe()["ledger"] for path in paths]
             policy = PolicyRunner.installed(ledgers)
+            metrics.publish(scheduler.server_args, wanted, place)
         self.keeper = MemoryKeeper(
             scheduler,
             supply,
@@ -87,4 +90,3 @@ def session_held_tokens(result: int, observer: Any) -> int:
     that SGLang's check still compares all that is used with all that is owned."""
     supply = allocators.supply_of(observer.token_to_kv_pool_allocator)
     return result if supply is None else result + supply.withheld_tokens
-

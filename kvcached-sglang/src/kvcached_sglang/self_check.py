@@ -21,7 +21,7 @@ _PATIENCE = 5.0
 
 
 def prove(allocator: Any, pool: Any, supply: PageSupply) -> None:
-    """Raises NotElastic where the allocator's pages are not ours, or do not hold what is written."""
+    """Raises NotElastic where the allocator's pages are not ours, or do not hold data."""
     native = supply.pool
     before = native.usable_extents
     # Beyond what is always there, so that memory must be committed.
