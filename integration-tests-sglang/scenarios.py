@@ -123,9 +123,10 @@ def metrics(engine: Any) -> Answers:
     """What a scrape of SGLang's ``/metrics`` finds of ours: the bytes held, in place of tokens."""
     from prometheus_client import CollectorRegistry, multiprocess
 
+    collect: Any = multiprocess.MultiProcessCollector
     time.sleep(2.0)  # copied once a second
     registry = CollectorRegistry()
-    multiprocess.MultiProcessCollector(registry)
+    collect(registry)
     samples = [sample for family in registry.collect() for sample in family.samples]
     return [[int(found.value)] for found in samples if found.name == "kvcached_held_bytes"]
 

@@ -67,6 +67,7 @@ def build(pool: Callable[..., Any], page_size: int = 1, **options: Any) -> Simpl
     builder = SimpleNamespace(
         is_draft_worker=False,
         is_hybrid_swa=False,
+        gpu_id=0,
         mambaish_config=None,
         server_args=SimpleNamespace(tp_size=1, random_seed=1, disaggregation_mode="null"),
         model_config=SimpleNamespace(context_len=1000),

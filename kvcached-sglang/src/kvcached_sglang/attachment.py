@@ -100,7 +100,8 @@ def missing_hook() -> str | None:
 
 
 def rank_of(builder: Any) -> tuple[int, int]:
-    """(tensor-parallel rank, data-parallel rank) of the process whose pools `builder` makes."""
+    """(tensor-parallel rank, its replica's first device) of the process whose pools `builder`
+    makes. Replicas of one engine (``--dp-size``) differ in the latter alone."""
     from torch import distributed
 
     from kvcached_sglang import NotElastic
@@ -109,7 +110,8 @@ def rank_of(builder: Any) -> tuple[int, int]:
     rank = distributed.get_rank() if distributed.is_initialized() else 0
     if distributed.is_initialized() and distributed.get_world_size() != ranks:
         raise NotElastic("kvcached: SGLang's ranks are not those of one tensor-parallel group")
-    return rank, getattr(builder, "dp_rank", None) or 0
+    step = getattr(builder.server_args, "gpu_id_step", 1) or 1
+    return rank, builder.gpu_id - rank * step
 
 
 def _clean_up() -> None:

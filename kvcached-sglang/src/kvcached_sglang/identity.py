@@ -18,13 +18,13 @@ def group_of(settings: Settings) -> str:
     return settings.ipc_name.removeprefix("kvcached_") or "sglang"
 
 
-def instance_of(server_args: Any, dp_rank: int) -> str:
-    """What tells this engine from the others of its group.
+def instance_of(server_args: Any, first_device: int) -> str:
+    """What tells this engine, or this replica of it, from the others of its group.
 
     All ranks of an engine are children of one process and got one set of arguments, in which
     SGLang has drawn a random seed where the user gave none.
     """
-    return f"{os.getppid():x}-{server_args.random_seed & 0xFFFFFFFF:x}-dp{dp_rank}"
+    return f"{os.getppid():x}-{server_args.random_seed & 0xFFFFFFFF:x}-{first_device}"
 
 
 def children_of(launcher: int) -> str:

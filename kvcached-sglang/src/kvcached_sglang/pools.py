@@ -132,9 +132,9 @@ def _stay_vanilla(reason: str) -> None:
 
 def _place_of(builder: Any) -> Place:
     arguments = builder.server_args
-    rank, data_rank = attachment.rank_of(builder)
+    rank, first_device = attachment.rank_of(builder)
     return Place(
-        identity.instance_of(arguments, data_rank),
+        identity.instance_of(arguments, first_device),
         rank,
         arguments.tp_size,
         builder.model_config.context_len,
