@@ -20,8 +20,10 @@ class _Block(Protocol):
 class _Ids(Protocol):
     """A contiguous one-dimensional array of 64-bit integers in host memory: a tensor, say."""
 
-    def __dlpack__(self, *, stream: None = None) -> CapsuleType: ...
-    def __dlpack_device__(self) -> tuple[int, int]: ...
+    def __dlpack__(self, *, stream: None = None) -> CapsuleType:
+        """DLPack's capsule."""
+    def __dlpack_device__(self) -> tuple[int, int]:
+        """DLPack's (device type, device)."""
 
 _BlockT = TypeVar("_BlockT", bound=_Block)
 
