@@ -128,7 +128,7 @@ def metrics(engine: Any) -> Answers:
     registry = CollectorRegistry()
     collect(registry)
     samples = [sample for family in registry.collect() for sample in family.samples]
-    return [[int(found.value)] for found in samples if found.name == "kvcached_held_bytes"]
+    return [[int(found.value)] for found in samples if found.name == "kvcached_lease_held_bytes"]
 
 
 def idle(engine: Any) -> Answers:

@@ -14,7 +14,11 @@ from engine import Outcome
 
 UNCOVERED: list[tuple[dict[str, Any], dict[str, str], str]] = [
     ({"enable_hierarchical_cache": True}, {}, "HiCache"),
-    ({"disaggregation_mode": "prefill"}, {}, "PD disaggregation"),
+    (
+        {"disaggregation_mode": "prefill", "disaggregation_transfer_backend": "fake"},
+        {},
+        "PD disaggregation",
+    ),
     ({}, {"SGLANG_ENABLE_POST_CAPTURE_KV_SIZING": "1"}, "SGLANG_ENABLE_POST_CAPTURE_KV_SIZING"),
 ]
 

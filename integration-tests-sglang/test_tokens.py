@@ -18,7 +18,7 @@ from engine import Outcome
 
 SMALL = {"KVCACHED_CAPACITY": "1310720"}
 """Five extents, of which SGLang is told a sixteenth less: 2,400 tokens."""
-HOPEFUL = {"schedule_conservativeness": 0.05}
+HOPEFUL = {"SGLANG_CLIP_MAX_NEW_TOKENS_ESTIMATION": "16"}
 """Admits requests as if they ended soon, so that some must be retracted later."""
 
 
@@ -41,7 +41,7 @@ def test_with_room_all_answers_are_vanillas(
 def test_a_small_budget_retracts_and_changes_no_answer(
     model: Path, vanilla: Outcome, run_elastic: Callable[..., Outcome]
 ) -> None:
-    outcome = run_elastic(model, ("crowd", "mixed", "aborts"), SMALL, **HOPEFUL)
+    outcome = run_elastic(model, ("crowd", "mixed", "aborts"), {**SMALL, **HOPEFUL})
     assert retractions(outcome) > 0
     assert retractions(vanilla) == 0
     assert_answers_are_those_of(vanilla, outcome)
@@ -57,9 +57,10 @@ def test_a_neighbour_that_holds_most_of_the_device_changes_no_answer(
         "KVCACHED_CAPACITY": str(neighbour.CAPACITY),
         "KVCACHED_FLOOR": "524288",
         "KVCACHED_MAX_CACHED_TOKENS": "-1",
+        **HOPEFUL,
     }
     scenarios = ("beside_a_neighbour", "pressed_while_idle", "mixed", "metrics")
-    outcome = run_elastic(model, scenarios, limits, enable_metrics=True, **HOPEFUL)
+    outcome = run_elastic(model, scenarios, limits, enable_metrics=True)
     left = neighbour.CAPACITY - neighbour.MOST
     beside = outcome.scenarios["beside_a_neighbour"]
     assert retractions(outcome) > 0
@@ -81,7 +82,9 @@ def test_pages_of_sixteen_tokens_change_no_answer(
     vanilla: Outcome,
     run_elastic: Callable[..., Outcome],
 ) -> None:
-    outcome = run_elastic(model, ("mixed", "long_prompts", "crowd"), SMALL, page_size=16, **HOPEFUL)
+    outcome = run_elastic(
+        model, ("mixed", "long_prompts", "crowd"), {**SMALL, **HOPEFUL}, page_size=16
+    )
     assert retractions(outcome) > 0
     assert_answers_are_those_of(vanilla, outcome)
 
@@ -107,7 +110,7 @@ def test_two_ranks_agree_and_change_no_answer(
     model: Path, vanilla: Outcome, run_elastic: Callable[..., Outcome]
 ) -> None:
     # Each rank's cache is half as large, and both are of one device here.
-    limits = {**SMALL, "SGLANG_CPU_OMP_THREADS_BIND": "0|1"}
-    outcome = run_elastic(model, ("mixed", "long_prompts", "crowd"), limits, tp_size=2, **HOPEFUL)
+    limits = {**SMALL, **HOPEFUL, "SGLANG_CPU_OMP_THREADS_BIND": "0|1"}
+    outcome = run_elastic(model, ("mixed", "long_prompts", "crowd"), limits, tp_size=2)
     assert retractions(outcome) > 0
     assert_answers_are_those_of(vanilla, outcome)
