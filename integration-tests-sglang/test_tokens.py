@@ -82,9 +82,9 @@ def test_pages_of_sixteen_tokens_change_no_answer(
     vanilla: Outcome,
     run_elastic: Callable[..., Outcome],
 ) -> None:
-    outcome = run_elastic(
-        model, ("mixed", "long_prompts", "crowd"), {**SMALL, **HOPEFUL}, page_size=16
-    )
+    # SGLang 0.5.14 fills pages with Triton, which has no CPU behind it but its interpreter.
+    limits = {**SMALL, **HOPEFUL, "TRITON_INTERPRET": "1"}
+    outcome = run_elastic(model, ("mixed", "long_prompts", "crowd"), limits, page_size=16)
     assert retractions(outcome) > 0
     assert_answers_are_those_of(vanilla, outcome)
 
