@@ -15,7 +15,7 @@ from engine import Outcome
 UNCOVERED: list[tuple[dict[str, Any], dict[str, str], str]] = [
     ({"enable_hierarchical_cache": True}, {}, "HiCache"),
     (
-        {"disaggregation_mode": "prefill", "disaggregation_transfer_backend": "fake"},
+        {"disaggregation_mode": "decode", "disaggregation_transfer_backend": "fake"},
         {},
         "PD disaggregation",
     ),
