@@ -14,7 +14,7 @@ import nox
 
 ROOT = Path(__file__).parent
 BUILD = ROOT / "build"
-PACKAGES = ("kvcached-core", "kvcached-vllm")
+PACKAGES = ("kvcached-core", "kvcached-vllm", "kvcached-sglang")
 
 nox.needs_version = ">=2024.10.9"
 nox.options.sessions = ["lint", "native", "sanitize", "core", "vllm"]
@@ -81,15 +81,19 @@ def lint(session: nox.Session) -> None:
     session.run("ruff", "check")
     session.run("ruff", "format", "--check")
     session.run("mypy")
-    # A folder of flat modules, as pytest imports them.
-    with session.chdir("integration-tests"):
-        session.run(
-            "mypy",
-            "--config-file",
-            "../pyproject.toml",
-            ".",
-            env={"MYPYPATH": ".:../kvcached-core/src"},
-        )
+    # Folders of flat modules, as pytest imports them.
+    for folder, path in (
+        ("integration-tests", "."),
+        ("integration-tests-sglang", ".:../integration-tests"),
+    ):
+        with session.chdir(folder):
+            session.run(
+                "mypy",
+                "--config-file",
+                "../pyproject.toml",
+                ".",
+                env={"MYPYPATH": f"{path}:../kvcached-core/src"},
+            )
 
 
 @nox.session
@@ -126,7 +130,7 @@ def core(session: nox.Session) -> None:
 
 def _vllm_environment(session: nox.Session, *requirements: str) -> None:
     """vLLM and our wheels in the session's environment. Minutes, the first time."""
-    wheels = _wheels(session)
+    wheels = [wheel for wheel in _wheels(session) if "sglang" not in wheel]
     marker = Path(session.virtualenv.location) / "vllm-installed"
     if not marker.exists():
         python = str(Path(session.virtualenv.location) / "bin" / "python")
@@ -164,6 +168,30 @@ def vllm_026(session: nox.Session) -> None:
     session.run("pytest", "-q", *files)
 
 
+@nox.session
+@nox.parametrize("version", ["0.5.23", "0.5.14"])
+def sglang(session: nox.Session, version: str) -> None:
+    """Real SGLang on a CPU: its pools, allocators and whole engines. Not part of `nox` alone.
+
+    `nox -s "sglang(version='0.5.23')" -- ARGUMENTS` passes arguments to pytest;
+    `-m "slow or not slow"` runs every test.
+    """
+    wheels = [wheel for wheel in _wheels(session) if "vllm" not in wheel]
+    marker = Path(session.virtualenv.location) / "sglang-installed"
+    if not marker.exists():
+        python = str(Path(session.virtualenv.location) / "bin" / "python")
+        log = str(BUILD / f"sglang-{version}-install.log")
+        options = ("--python", python, "--version", version, "--log", log)
+        session.run("python", "-m", "tools.sglang_environment", *options)
+        session.install("pytest")
+        marker.touch()
+    session.install(*wheels)
+    session.install("--force-reinstall", "--no-deps", *wheels)
+    session.run("pytest", "-q", "kvcached-sglang/tests")
+    arguments = session.posargs or ["-m", "not slow"]
+    session.run("pytest", "-v", "--durations=10", "integration-tests-sglang", *arguments)
+
+
 @nox.session(name="vllm-slow", venv_backend="none")
 def vllm_slow(session: nox.Session) -> None:
     """Every integration test, the slow ones too."""
@@ -175,7 +203,7 @@ def vllm_slow(session: nox.Session) -> None:
 @nox.session
 def demo(session: nox.Session) -> None:
     """The demo, in a fresh environment. `nox -s demo -- --model PATH_OR_NAME` for your model."""
-    wheels = _wheels(session)
+    wheels = [wheel for wheel in _wheels(session) if "sglang" not in wheel]
     session.run("python", "-m", "demo.install", "--log", str(BUILD / "demo/install.log"), *wheels)
     # After Ctrl-C it has servers to stop; nox would kill it half a second later.
     session.run(

@@ -6,6 +6,7 @@ import gc
 import signal
 import subprocess
 import sys
+from array import array
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -414,3 +415,21 @@ def test_a_start_that_fails_leaves_nothing(shm_dir: Path) -> None:
     with pytest.raises(_C.Error, match="2 extents that are always committed"):
         pager.start()
     assert list(shm_dir.iterdir()) == []
+
+
+def test_blocks_go_out_and_come_back_as_arrays(open_cache: OpenCache) -> None:
+    cache = open_cache()
+    pool = _C.Pool([cache.path])
+    grow_to(pool, 6)
+    ids = array("q", [-1] * 6)
+    pool.take_into(ids)
+    assert list(ids) == [0, 1, 2, 3, 4, 5]
+    pool.give(ids[2:4])
+    assert pool.num_used == 4
+    with pytest.raises(ValueError, match="not in use"):
+        pool.give(array("q", [0, 2]))
+    assert pool.num_used == 4
+    with pytest.raises(ValueError, match="more blocks"):
+        pool.take_into(array("q", [0] * (pool.num_free + 1)))
+    pool.give_rest(1)
+    assert pool.num_used == 1

@@ -12,7 +12,7 @@ import kvcached
 
 REPOSITORY = Path(__file__).parents[2]
 CORE = REPOSITORY / "kvcached-core"
-ENGINES = ("vllm",)
+ENGINES = ("vllm", "sglang")
 
 
 def declared(package: Path) -> str:

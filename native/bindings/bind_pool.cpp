@@ -1,9 +1,12 @@
+#include <nanobind/ndarray.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include <chrono>
+#include <cstdint>
 #include <memory>
+#include <span>
 #include <tuple>
 #include <vector>
 
@@ -73,6 +76,21 @@ bool ensure(Pool& pool, std::uint32_t blocks, double seconds) {
   return pool.ensure(blocks, after(seconds));
 }
 
+template <typename Id>
+using Ids = nb::ndarray<Id, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
+void take_into(Pool& pool, const Ids<std::int64_t>& ids) {
+  if (!pool.take_all({ids.data(), ids.size()})) {
+    throw nb::value_error("more blocks asked for than are free");
+  }
+}
+
+void give(Pool& pool, const Ids<const std::int64_t>& ids) {
+  if (!pool.give_all({ids.data(), ids.size()})) {
+    throw nb::value_error("a block was returned that is not in use");
+  }
+}
+
 }  // namespace
 
 void bind_pool(nb::module_& module) {
@@ -104,6 +122,16 @@ void bind_pool(nb::module_& module) {
                    "Memory was refused within the last ten seconds.")
       .def_prop_ro("in_flight", &Pool::in_flight, "A pager owes an answer.")
       .def_prop_ro("dead_row", &Pool::dead_row, "The row of a rank that died, or ''.")
+      .def("take_into", &take_into, nb::arg("ids"),
+           "Fills an array of 64-bit ids with blocks taken out, lowest first. Raises ValueError, "
+           "and takes none, where fewer are free.")
+      .def("give", &give, nb::arg("ids"),
+           "Returns the blocks of an array of 64-bit ids. Raises ValueError, and returns none, "
+           "where one is not in use or comes twice.")
+      .def("give_rest", &Pool::give_rest, nb::arg("first"),
+           "Returns every used block from this one on.")
+      .def("regard_as_cached", &Pool::regard_as_cached, nb::arg("blocks"),
+           "So many used blocks hold nothing but prefixes that the engine could drop.")
       .def("ensure", &ensure, nb::arg("blocks"), nb::arg("seconds"),
            "Tries to have `blocks` unhashed free blocks within `seconds`. False is an ordinary "
            "allocation miss.")

@@ -3,6 +3,7 @@
 Written by hand; tests/test_stub.py holds it against the module. Sizes are bytes.
 """
 
+from array import array
 from collections.abc import Iterator, Sequence
 from typing import Final, Generic, Literal, Protocol, TypedDict, TypeVar, type_check_only
 
@@ -14,6 +15,15 @@ class _Block(Protocol):
 
     @property
     def block_id(self) -> int: ...
+
+@type_check_only
+class _Ids(Protocol):
+    """A contiguous one-dimensional array of 64-bit integers in host memory: a tensor, say."""
+
+    def __dlpack__(self, *, stream: None = None) -> CapsuleType:
+        """DLPack's capsule."""
+    def __dlpack_device__(self) -> tuple[int, int]:
+        """DLPack's (device type, device)."""
 
 _BlockT = TypeVar("_BlockT", bound=_Block)
 
@@ -454,6 +464,16 @@ class Pool:
     @property
     def dead_row(self) -> str:
         """The row of a rank that died, or an empty text."""
+    def take_into(self, ids: _Ids | array[int]) -> None:
+        """Fill an array of 64-bit ids with blocks taken out, lowest first. Raises ValueError, and
+        takes none, where fewer are free."""
+    def give(self, ids: _Ids | array[int]) -> None:
+        """Return the blocks of an array of 64-bit ids. Raises ValueError, and returns none, where
+        one is not in use or comes twice."""
+    def give_rest(self, first: int) -> None:
+        """Return every used block from this one on."""
+    def regard_as_cached(self, blocks: int) -> None:
+        """Tell how many used blocks hold nothing but prefixes that the engine could drop."""
     def ensure(self, blocks: int, seconds: float) -> bool:
         """Try to have `blocks` unhashed free blocks within `seconds`. False is an ordinary
         allocation miss."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from kvcached.policy import PolicyRunner
-    from kvcached_vllm.reporting import EventReporter
+    from kvcached.telemetry.reporter import EventReporter
     from kvcached_vllm.supply import BlockSupply
 
 _log = logging.getLogger("vllm.kvcached")

@@ -15,12 +15,12 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from kvcached import _C
 from kvcached.policy import PolicyRunner
 from kvcached.sizes import format_size
+from kvcached.telemetry.reporter import EventReporter
 from kvcached_vllm import NotElastic, identity
 from kvcached_vllm.attach import settings
 from kvcached_vllm.coordinator import elastic_coordinator
 from kvcached_vllm.kv_layout import config_reason, longest_request_blocks
 from kvcached_vllm.memory_thread import MemoryThread
-from kvcached_vllm.reporting import EventReporter
 from kvcached_vllm.sanity import check_owners
 from kvcached_vllm.supply import BlockSupply
 

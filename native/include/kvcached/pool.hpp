@@ -3,6 +3,7 @@
 #include <chrono>
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -52,6 +53,20 @@ class Pool {
   [[nodiscard]] bool give_cached(std::uint32_t block) noexcept;
   /// Tells that a cached block's prefix is gone. False where it was not cached.
   [[nodiscard]] bool forget(std::uint32_t block) noexcept;
+  // Many blocks at once, for engines that keep ids in arrays.
+
+  /// Fills `blocks` with blocks taken out, in the order of take(). False, and nothing is taken,
+  /// where fewer are there.
+  [[nodiscard]] bool take_all(std::span<std::int64_t> blocks) noexcept;
+  /// Returns used blocks, to be reused first. False, and nothing is returned, where one of them
+  /// was not used or comes twice.
+  [[nodiscard]] bool give_all(std::span<const std::int64_t> blocks) noexcept;
+  /// Returns every used block from `first` on.
+  void give_rest(std::uint32_t first) noexcept;
+  /// Tells how many used blocks hold nothing but prefixes that the engine could drop, where it
+  /// keeps them itself: the ledger hears of them as cached.
+  void regard_as_cached(std::uint32_t blocks) noexcept { kept_by_engine_ = blocks; }
+
   /// The cached blocks to evict so that at most `keep` remain, in extents that could at most hold
   /// `keep` where nothing else uses them: least recently used first, and with each the other
   /// cached blocks of its unit where that empties the unit.
@@ -139,6 +154,7 @@ class Pool {
     return used_in_unit_[unit.first] == 0 && cached_in_unit_[unit.first] != 0 &&
            unit.first >= extents_.pinned();
   }
+  void take_back(std::uint32_t block) noexcept;
   void poll();
   void adopt(Row::Request unit);
   void withdraw(Row::Request unit);
@@ -177,6 +193,7 @@ class Pool {
   std::uint32_t keep_blocks_ = 0;
   std::uint32_t asked_blocks_ = 0;
   std::uint32_t demanded_blocks_ = 0;
+  std::uint32_t kept_by_engine_ = 0;
   std::uint32_t given_ = 0;  // extents released under pressure, not reported yet
 
   std::uint32_t expected_blocks_ = 0;

@@ -410,8 +410,9 @@ void Pool::note_denial() {
 
 void Pool::publish() noexcept {
   RowHeader& header = extents_.row(0).header();
-  header.used_blocks.store(num_used(), std::memory_order_relaxed);
-  header.cached_blocks.store(num_cached(), std::memory_order_relaxed);
+  const std::uint32_t kept = std::min(kept_by_engine_, num_used());
+  header.used_blocks.store(num_used() - kept, std::memory_order_relaxed);
+  header.cached_blocks.store(num_cached() + kept, std::memory_order_relaxed);
   header.free_blocks.store(num_unhashed(), std::memory_order_relaxed);
   header.slack_extents.store(slack_.target(), std::memory_order_relaxed);
 }

@@ -26,7 +26,9 @@ void Pool::tell(std::uint32_t blocks) {
   const std::uint32_t busy = extents_.usable() - extents_.empty();
   MemoryUse use;
   use.usable = extents_.usable();
-  use.cached = cache_held_extents_;
+  // The engine's own prefixes lie anywhere; they free at most as many extents as they would fill.
+  const std::uint32_t kept = kept_by_engine_ / extents_.blocks_per_extent();
+  use.cached = std::min(cache_held_extents_ + kept, busy);
   use.live = busy > use.cached ? busy - use.cached : 0;
   use.empty = extents_.empty();
   use.leaving = extents_.releasing();

@@ -1,0 +1,66 @@
+"""One SGLang engine's life in a process of its own: starts it, runs scenarios, writes what came.
+
+    python session.py ORDER.json OUTCOME.json
+
+Started by engine.py. Everything a test judges is in the outcome; nothing is judged here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.append(str(Path(__file__).parent.parent / "integration-tests"))
+
+import kv_memory
+import scenarios
+
+
+class Peak(threading.Thread):
+    """The most memory that this process's engine held while it ran."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.resident = 0
+        self._done = threading.Event()
+
+    def run(self) -> None:
+        while not self._done.wait(0.05):
+            self.resident = max(self.resident, kv_memory.of_tree(os.getpid()).resident)
+
+    def stop(self) -> int:
+        self._done.set()
+        self.join()
+        return self.resident
+
+
+def run(order: dict[str, Any]) -> dict[str, Any]:
+    from sglang.srt.entrypoints.engine import Engine
+
+    engine = Engine(**order["arguments"])
+    outcome: dict[str, Any] = {"start": kv_memory.of_tree(os.getpid()).as_dict(), "scenarios": []}
+    for name in order["scenarios"]:
+        peak = Peak()
+        peak.start()
+        started = time.monotonic()
+        answers = getattr(scenarios, name)(engine)
+        seconds = time.monotonic() - started
+        held = peak.stop()
+        time.sleep(1.0)  # the promise is kept within this
+        after = kv_memory.of_tree(os.getpid()).as_dict()
+        outcome["scenarios"].append(
+            {"answers": answers, "peak": held, "after": after, "seconds": seconds}
+        )
+    engine.shutdown()
+    return outcome
+
+
+if __name__ == "__main__":
+    order_path, outcome_path = map(Path, sys.argv[1:])
+    outcome = run(json.loads(order_path.read_text()))
+    outcome_path.write_text(json.dumps(outcome))

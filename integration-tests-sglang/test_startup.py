@@ -1,0 +1,76 @@
+"""At start an engine is elastic, or vanilla and says why, or refuses: never half of each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import engine
+from comparison import assert_same
+from engine import Outcome
+
+UNCOVERED: list[tuple[dict[str, Any], dict[str, str], str]] = [
+    ({"enable_hierarchical_cache": True}, {}, "HiCache"),
+    (
+        {"disaggregation_mode": "decode", "disaggregation_transfer_backend": "fake"},
+        {},
+        "PD disaggregation",
+    ),
+    ({}, {"SGLANG_ENABLE_POST_CAPTURE_KV_SIZING": "1"}, "SGLANG_ENABLE_POST_CAPTURE_KV_SIZING"),
+]
+
+
+def lines(outcome: Outcome) -> list[str]:
+    return [line for line in outcome.log.splitlines() if "kvcached:" in line]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("options", "variables", "reason"), UNCOVERED)
+def test_required_refuses_what_is_not_covered_in_one_line(
+    model: Path,
+    tmp_path: Path,
+    new_shm_dir: Callable[[], Path],
+    options: dict[str, Any],
+    variables: dict[str, str],
+    reason: str,
+) -> None:
+    environment = {
+        "KVCACHED_REQUIRED": "true",
+        "KVCACHED_SHM_DIR": str(new_shm_dir()),
+        **variables,
+    }
+    outcome = engine.run(model, tmp_path, ("idle",), environment, **options)
+    assert outcome.status != 0
+    assert not outcome.scenarios
+    assert any("KVCACHED_REQUIRED=true, but:" in line and reason in line for line in lines(outcome))
+
+
+@pytest.mark.slow
+def test_what_is_not_covered_runs_vanilla_and_says_so(
+    model: Path, tmp_path: Path, new_shm_dir: Callable[[], Path], vanilla: Outcome
+) -> None:
+    environment = {
+        "SGLANG_ENABLE_POST_CAPTURE_KV_SIZING": "1",
+        "KVCACHED_SHM_DIR": str(new_shm_dir()),
+    }
+    outcome = engine.run(model, tmp_path, ("mixed",), environment)
+    assert outcome.status == 0, outcome.log[-4000:]
+    said = lines(outcome)
+    assert len(said) == 1, said
+    assert "kvcached: vanilla: " in said[0]
+    assert_same(vanilla.scenarios["mixed"].answers, outcome.scenarios["mixed"].answers)
+    assert outcome.start["mappings"] == 0
+
+
+@pytest.mark.slow
+def test_an_engine_whose_plugins_leave_us_out_is_vanilla(
+    model: Path, tmp_path: Path, new_shm_dir: Callable[[], Path]
+) -> None:
+    environment = {"SGLANG_PLUGINS": "another", "KVCACHED_SHM_DIR": str(new_shm_dir())}
+    outcome = engine.run(model, tmp_path, ("idle",), environment)
+    assert outcome.status == 0, outcome.log[-4000:]
+    assert lines(outcome) == []
+    assert outcome.start["mappings"] == 0

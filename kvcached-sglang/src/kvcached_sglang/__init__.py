@@ -1,0 +1,150 @@
+"""An elastic KV cache for SGLang, through its entry point for general plugins.
+
+SGLang calls register() in its launcher, in every scheduler and, from 0.5.23 on, in some other
+processes. This module imports the standard library alone; hooks are registered only where the
+scheduler's code is loaded.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import sys
+from importlib.metadata import PackageNotFoundError, distribution, version
+
+__version__ = "0.1.0"
+
+#: The SGLang versions whose hooks this package knows: from the first on, below the second.
+SUPPORTED_SGLANG = ((0, 5, 11), (0, 5, 24))
+#: Those of them that it is tested with.
+VERIFIED_SGLANG = ("0.5.14", "0.5.23")
+
+_TRUE = {"true", "1", "yes", "on", "t", "y"}
+_FALSE = {"false", "0", "no", "off", "f", "n"}
+
+# Below SGLang's logger, so that its format and its level apply.
+_log = logging.getLogger("sglang.kvcached")
+_said: set[str] = set()
+
+
+class NotElastic(RuntimeError):
+    """The engine cannot be elastic, and the user demanded it or made a mistake."""
+
+
+def say_once(line: str, level: int = logging.WARNING) -> None:
+    """Logs a line, once a process."""
+    if line not in _said:
+        _said.add(line)
+        _log.log(level, line)
+
+
+def _flag(name: str, default: bool) -> bool:
+    value = os.environ.get(name, "").strip().lower()
+    if not value:
+        return default
+    if value in _TRUE:
+        return True
+    if value in _FALSE:
+        return False
+    raise NotElastic(f"kvcached: {name}={os.environ[name]}: allowed is true or false")
+
+
+def enabled() -> bool:
+    """Whether ENABLE_KVCACHED leaves us on. Raises NotElastic where it does not parse."""
+    return _flag("ENABLE_KVCACHED", True)
+
+
+def required() -> bool:
+    """Whether KVCACHED_REQUIRED forbids vanilla. Raises NotElastic where it does not parse."""
+    return _flag("KVCACHED_REQUIRED", False)
+
+
+def _text(number: tuple[int, ...]) -> str:
+    return ".".join(map(str, number))
+
+
+def supported_range() -> str:
+    """The supported SGLang versions as people read them."""
+    low, high = SUPPORTED_SGLANG
+    return f"{_text(low)} up to, not including, {_text(high)}"
+
+
+def installed_sglang() -> str | None:
+    """SGLang's version, or None where it is not installed."""
+    try:
+        return version("sglang")
+    except PackageNotFoundError:
+        return None
+
+
+def version_reason(installed: str) -> str | None:
+    """Why this SGLang version is not served, or None."""
+    refusal = f"SGLang {installed} is installed; this version of kvcached works with "
+    # "11rc1" and "12.post1" are the releases they belong to.
+    found = re.match(r"(\d+)\.(\d+)\.(\d+)", installed)
+    if found is None:
+        return refusal + supported_range()
+    number = tuple(map(int, found.groups()))
+    low, high = SUPPORTED_SGLANG
+    if number < low:
+        return f"{refusal}{_text(low)} and later: older ones have no plugin entry point"
+    return None if number < high else refusal + supported_range()
+
+
+def peer_installed() -> str | None:
+    """What to do where another project's distribution is in this environment, or None.
+
+    It is named ``kvcached``, has our import name, reads our variables and patches SGLang through
+    a ``.pth`` file: whichever was installed last has overwritten the other's files.
+    """
+    try:
+        found = distribution("kvcached").version
+    except PackageNotFoundError:
+        return None
+    return (
+        f"the distribution 'kvcached' {found} is installed beside kvcached-core, with the same "
+        "import name; run: pip uninstall -y kvcached && pip install --force-reinstall --no-deps "
+        "kvcached-core kvcached-sglang"
+    )
+
+
+def _schedules() -> bool:
+    # Launchers and schedulers; a detokenizer would load gigabytes of code for our hooks' sake.
+    return "sglang.srt.managers.scheduler" in sys.modules
+
+
+def register() -> None:
+    """SGLang's general plugin. SGLang only logs what a plugin raises, so that whatever must stop
+    the engine leaves as SystemExit."""
+    try:
+        reason = _attach()
+    except NotElastic as error:
+        raise SystemExit(str(error)) from None
+    if reason is None:
+        return
+    if required():
+        raise SystemExit(f"kvcached: KVCACHED_REQUIRED=true, but: {reason}")
+    say_once(f"kvcached: vanilla: {reason}")
+
+
+def _attach() -> str | None:
+    """Registers the hooks; returns why not, or None."""
+    if not enabled():
+        if required():
+            raise NotElastic("kvcached: KVCACHED_REQUIRED=true, but ENABLE_KVCACHED=false")
+        say_once("kvcached: vanilla: ENABLE_KVCACHED=false", logging.INFO)
+        return None
+    required()  # so that it is refused here where it does not parse
+    if (peer := peer_installed()) is not None:
+        raise NotElastic(f"kvcached: {peer}")
+    installed = installed_sglang()
+    if installed is None:
+        return "the installed SGLang does not tell its version"
+    if (reason := version_reason(installed)) is not None:
+        return reason
+    if not _schedules():
+        return None
+    from kvcached_sglang import attachment
+
+    return attachment.attach()

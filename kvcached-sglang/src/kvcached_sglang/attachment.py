@@ -1,0 +1,134 @@
+"""Registers our hooks with SGLang's HookRegistry, and tells whether SGLang has applied them."""
+
+from __future__ import annotations
+
+import atexit
+import multiprocessing
+import os
+import pkgutil
+import time
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_MC = "sglang.srt.mem_cache"
+_MGR = "sglang.srt.managers"
+_TOKEN = f"{_MC}.allocator.TokenToKVPoolAllocator"
+_PAGED = f"{_MC}.allocator.PagedTokenToKVPoolAllocator"
+
+#: Where pools are made: from 0.5.17 on, and before.
+_BUILDERS = (
+    f"{_MC}.kv_cache_configurator.KVCacheConfigurator",
+    "sglang.srt.model_executor.model_runner_kv_cache_mixin.ModelRunnerKVCacheMixin",
+)
+
+#: How long the end of a launcher may wait for its killed schedulers to be gone, in seconds.
+_PATIENCE = 1.0
+
+_registered: dict[str, Callable[..., Any]] = {}
+
+
+def attach() -> str | None:
+    """Registers the hooks; returns why this SGLang has no place for them, or None."""
+    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+
+    hooks = _hooks()
+    if isinstance(hooks, str):
+        return hooks
+    kinds = {"around": HookType.AROUND, "before": HookType.BEFORE, "after": HookType.AFTER}
+    for target, (kind, hook) in hooks.items():
+        HookRegistry.register(target, hook, kinds[kind])
+        _registered[target] = _found(target)
+    if multiprocessing.parent_process() is None:
+        # A launcher: its schedulers end with it, by a signal at times.
+        atexit.register(_clean_up)
+    return None
+
+
+def _hooks() -> dict[str, tuple[str, Callable[..., Any]]] | str:
+    from kvcached_sglang import allocators, pools, scheduling
+
+    builder = next((name for name in _BUILDERS if _has(f"{name}._init_pools")), None)
+    if builder is None:
+        return "this SGLang makes its KV pools elsewhere"
+    # From 0.5.17 on all that a paged allocator frees passes here.
+    paged_free = "_release_page_ids" if _has(f"{_PAGED}._release_page_ids") else "free"
+    observer = f"{_MGR}.scheduler_components.pool_stats_observer.SchedulerPoolStatsObserver"
+    hooks: dict[str, tuple[str, Callable[..., Any]]] = {
+        f"{builder}._init_pools": ("around", pools.init_pools),
+        f"{builder}._profile_available_bytes": ("around", pools.profile_available_bytes),
+        f"{_MC}.memory_pool.MHATokenToKVPool._create_buffers": ("around", pools.create_buffers),
+        f"{_MC}.memory_pool.MLATokenToKVPool._create_buffers": ("around", pools.create_buffers),
+        f"{_TOKEN}.free": ("around", allocators.free),
+        f"{_PAGED}.{paged_free}": ("around", allocators.free),
+        f"{_PAGED}.alloc_extend": ("around", allocators.alloc_extend),
+        f"{_PAGED}.alloc_decode": ("around", allocators.alloc_decode),
+        f"{_MGR}.scheduler.Scheduler.get_next_batch_to_run": ("before", scheduling.before_batch),
+        f"{_MGR}.scheduler.Scheduler.run_batch": ("after", scheduling.after_launch),
+        f"{observer}.session_held_tokens": ("after", scheduling.session_held_tokens),
+    }
+    for allocator in (_TOKEN, _PAGED):
+        hooks[f"{allocator}.available_size"] = ("around", allocators.available_size)
+        hooks[f"{allocator}.alloc"] = ("around", allocators.alloc)
+        hooks[f"{allocator}.clear"] = ("around", allocators.clear)
+        if _has(f"{allocator}.get_all_free_pages"):  # 0.5.20 and later
+            hooks[f"{allocator}.get_all_free_pages"] = ("around", allocators.get_all_free_pages)
+    missing = [target for target in hooks if not _has(target)]
+    return f"this SGLang has no {missing[0]}" if missing else hooks
+
+
+def _found(target: str) -> Any:
+    owner, _, name = target.rpartition(".")
+    return getattr(pkgutil.resolve_name(owner), name)
+
+
+def _has(target: str) -> bool:
+    try:
+        _found(target)
+    except (ImportError, AttributeError):
+        return False
+    return True
+
+
+def missing_hook() -> str | None:
+    """Which of our hooks SGLang has not applied, as a reason, or None. SGLang only logs it."""
+    for target, before in _registered.items():
+        if _found(target) is before:
+            return f"SGLang did not apply the hook on {target}; its log says why"
+    return None if _registered else "the hooks were not registered"
+
+
+def rank_of(builder: Any) -> tuple[int, int]:
+    """(tensor-parallel rank, its replica's first device) of the process whose pools `builder`
+    makes. Replicas of one engine (``--dp-size``) differ in the latter alone."""
+    from torch import distributed
+
+    from kvcached_sglang import NotElastic
+
+    ranks = builder.server_args.tp_size
+    rank = distributed.get_rank() if distributed.is_initialized() else 0
+    if distributed.is_initialized() and distributed.get_world_size() != ranks:
+        raise NotElastic("kvcached: SGLang's ranks are not those of one tensor-parallel group")
+    step = getattr(builder.server_args, "gpu_id_step", 1) or 1
+    return rank, builder.gpu_id - rank * step
+
+
+def _clean_up() -> None:
+    """Removes the rows of this launcher's killed schedulers, and the lease they held."""
+    from kvcached import _C, settings, shm
+    from kvcached_sglang import identity
+
+    try:
+        directory = identity.directory(settings.load())
+    except (shm.SharedMemoryError, settings.SettingsError):
+        return
+    deadline = time.monotonic() + _PATIENCE
+    while True:
+        _C.remove_dead_rows(str(directory))
+        if time.monotonic() >= deadline or not any(
+            directory.glob(identity.children_of(os.getpid()))
+        ):
+            _C.remove_dead_ledgers(str(directory))
+            return
+        time.sleep(0.02)

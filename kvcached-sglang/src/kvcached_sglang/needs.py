@@ -1,0 +1,73 @@
+"""What a scheduler's next batch may take, and what its requests will."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+#: Waiting requests that are looked at for the ledger's sake, at most.
+_LOOKAHEAD = 256
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Pages, prefix hits not deducted."""
+
+    decode: int
+    """Of the requests that run, in their next step."""
+    prefill: int
+    """Of the prompts that the next batch may take in."""
+    prompts: int
+    """Of all prompts at hand, however many batches that takes."""
+    oldest: int
+    """In the hands of the request that would be retracted last."""
+
+    @property
+    def next_batch(self) -> int:
+        """Pages that the next batch takes at most."""
+        return self.decode + self.prefill
+
+
+def needs_of(scheduler: Any, page_size: int) -> Needs:
+    """Looks at a scheduler between two batches."""
+    running = scheduler.running_batch.reqs
+    last = scheduler.last_batch.reqs if scheduler.last_batch is not None else ()
+    whole = scheduler.chunked_prefill_size
+    chunked = whole is not None and whole > 0
+    left = whole if chunked else scheduler.max_prefill_tokens
+    prefill = prompts = 0
+    waiting = islice(scheduler.waiting_queue, _LOOKAHEAD)
+    first = [scheduler.chunked_req] if scheduler.chunked_req is not None else []
+    for request in (*first, *waiting):
+        tokens = len(request.origin_input_ids) + len(request.output_ids)
+        if request is scheduler.chunked_req:
+            tokens = max(0, tokens - _tokens_in_place(request))
+        prompts += tokens // page_size + 1
+        if left > 0:
+            # A prompt that is not cut may overshoot what is left of the batch.
+            taken = min(tokens, left) if chunked else tokens
+            prefill += taken // page_size + 2
+            left -= taken
+    decode = len(running) + len(last) if running or last else 0
+    oldest = 0
+    if running:
+        oldest = (len(running[0].origin_input_ids) + len(running[0].output_ids)) // page_size + 1
+    return Needs(decode, prefill, prompts, oldest)
+
+
+def _tokens_in_place(request: Any) -> int:
+    """Tokens of a prompt in chunks that had pages when its last chunk began."""
+    if hasattr(request, "prefix_len"):  # 0.5.20 and later
+        return int(request.prefix_len)
+    return len(request.prefix_indices)
+
+
+def is_idle(scheduler: Any) -> bool:
+    """Whether a scheduler has no request in any stage that holds pages."""
+    return (
+        scheduler.last_batch is None
+        and not scheduler.waiting_queue
+        and not scheduler.running_batch.reqs
+        and scheduler.chunked_req is None
+    )

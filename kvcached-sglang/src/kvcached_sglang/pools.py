@@ -1,0 +1,159 @@
+"""Hooks on the making of SGLang's KV pool and its allocator: both elastic, or neither."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from kvcached import _C, hooks
+from kvcached import settings as kvcached_settings
+from kvcached_sglang import NotElastic, allocators, attachment, identity, reasons, say_once
+from kvcached_sglang.allocation import TensorsOverRegion
+from kvcached_sglang.memory import Place, RankMemory
+from kvcached_sglang.page_supply import PageSupply
+from kvcached_sglang.self_check import prove
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_log = logging.getLogger("sglang.kvcached")
+
+
+@functools.cache
+def settings() -> kvcached_settings.Settings:
+    """The environment's settings; reads them once and says which variables it does not read."""
+    loaded = kvcached_settings.load()
+    _log.setLevel(loaded.log_level)
+    for line in kvcached_settings.unread(os.environ):
+        say_once(line)
+    return loaded
+
+
+@dataclass
+class _Making:
+    """The pools of one model while SGLang makes them."""
+
+    place: Place
+    pool: Any = None
+    memory: RankMemory | None = None
+    reasons: list[str] = field(default_factory=list)
+
+
+_making: _Making | None = None
+_memories: list[RankMemory] = []
+"""What lives as long as the process: tensors point into it."""
+
+
+def memory_of_this_process() -> RankMemory | None:
+    """The memory of this process's elastic cache, or None."""
+    return _memories[0] if _memories else None
+
+
+def init_pools(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
+    """AROUND ``_init_pools()``, of the model runner or, from 0.5.17 on, the cache configurator."""
+    global _making
+    if self.is_draft_worker or _making is not None:
+        return original(self, *args, **kwargs)
+    reason = (
+        attachment.missing_hook()
+        or reasons.configuration_reason(self.server_args)
+        or reasons.model_reason(self)
+        or reasons.shared_memory_reason(settings())
+    )
+    if reason is not None:
+        _stay_vanilla(reason)
+        return original(self, *args, **kwargs)
+    _making = _Making(_place_of(self))
+    try:
+        result = original(self, *args, **kwargs)
+        allocator = (self if result is None else result).token_to_kv_pool_allocator
+        if _making.memory is None:
+            _stay_vanilla(_making.reasons[0] if _making.reasons else "SGLang made no KV pool")
+        else:
+            _attach(allocator, _making.pool, _making.memory)
+        return result
+    finally:
+        _making = None
+
+
+def create_buffers(original: Callable[..., Any], self: Any) -> Any:
+    """AROUND a KV pool's ``_create_buffers()``."""
+    making = _making
+    if making is None:
+        return original(self)
+    if making.memory is not None:
+        raise NotElastic(
+            "kvcached: SGLang makes more than one KV pool for this model; start with "
+            "ENABLE_KVCACHED=false"
+        )
+    reason = reasons.pool_reason(self)
+    if reason is None:
+        try:
+            driver = hooks.driver_for(_kind(self.device))
+        except _C.Error as error:
+            reason = f"no usable driver: {error}"
+    if reason is not None:
+        making.reasons.append(reason)
+        return original(self)
+    memory = RankMemory(self, driver, settings(), making.place)
+    with TensorsOverRegion(memory.buffers, memory.region, self.store_dtype) as mode:
+        result = original(self)
+    if mode.unused:
+        raise NotElastic(
+            "kvcached: SGLang did not allocate its KV pool where it was expected; start with "
+            "ENABLE_KVCACHED=false"
+        )
+    making.pool = self
+    making.memory = memory
+    return result
+
+
+def profile_available_bytes(original: Callable[..., Any], *args: Any, **kwargs: Any) -> int:
+    """AROUND ``_profile_available_bytes()``: address space for more than may ever be held would be
+    of no use, and without it SGLang cuts its requests to what can fit."""
+    found: int = original(*args, **kwargs)
+    bounds = [bound for bound in (settings().limit, settings().capacity) if bound]
+    # Memory comes in whole extents, and page 0 takes one.
+    return min([found, *(bound - bound // 16 for bound in bounds)])
+
+
+def _kind(device: Any) -> str:
+    return str(device).split(":", maxsplit=1)[0]
+
+
+def _stay_vanilla(reason: str) -> None:
+    if settings().required:
+        raise NotElastic(f"kvcached: KVCACHED_REQUIRED=true, but: {reason}")
+    say_once(f"kvcached: vanilla: {reason}")
+
+
+def _place_of(builder: Any) -> Place:
+    arguments = builder.server_args
+    rank, first_device = attachment.rank_of(builder)
+    return Place(
+        identity.instance_of(arguments, first_device),
+        rank,
+        arguments.tp_size,
+        builder.model_config.context_len,
+    )
+
+
+def _attach(allocator: Any, pool: Any, memory: RankMemory) -> None:
+    reason = reasons.allocator_reason(allocator)
+    if reason is None and (allocator.get_kvcache() is not pool or allocator.size != pool.size):
+        reason = "SGLang's allocator and its KV pool differ"
+    if reason is not None:
+        # The tensors are there already, and this allocator would hand out what has no memory.
+        raise NotElastic(f"kvcached: {reason}; start with ENABLE_KVCACHED=false")
+    wanted = settings()
+    native = _C.Pool([memory.path], wanted.min_reserved_pages, wanted.max_reserved_pages)
+    supply = PageSupply(native, memory.region.device, allocator.page_size)
+    allocators.put_under(allocator, supply)
+    _memories.append(memory)
+    prove(allocator, pool, supply)
+    if memory.place.rank == 0:
+        for line in memory.describe():
+            _log.info(line)

@@ -1,0 +1,152 @@
+"""What happens between an engine's batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from conftest import PAGES_PER_EXTENT
+from kvcached_sglang import keeper
+from kvcached_sglang.agreement import Agreement, Terms
+from kvcached_sglang.keeper import MemoryKeeper
+from kvcached_sglang.page_supply import PageSupply
+
+
+class Tree:
+    """A prefix cache whose every page can be dropped, oldest first."""
+
+    def __init__(self, supply: PageSupply) -> None:
+        self.supply = supply
+        self.pages: list[Any] = []
+        self.dropped = 0
+
+    def keep(self, pages: int) -> None:
+        ids = self.supply.take(pages)
+        assert ids is not None
+        self.pages += list(ids.split(1))
+
+    def evictable_size(self) -> int:
+        return len(self.pages) * self.supply.page_size
+
+    def evict(self, tokens: int) -> None:
+        for _ in range(min(len(self.pages), -(-tokens // self.supply.page_size))):
+            self.dropped += self.supply.page_size
+            self.supply.give(self.pages.pop(0))
+
+
+class Engine(SimpleNamespace):
+    """A scheduler as the keeper sees it."""
+
+    def __init__(self, supply: PageSupply) -> None:
+        super().__init__(
+            running_batch=SimpleNamespace(reqs=[]),
+            last_batch=None,
+            waiting_queue=[],
+            chunked_req=None,
+            chunked_prefill_size=None,
+            max_prefill_tokens=1000,
+            tree_cache=Tree(supply),
+        )
+
+    def wait(self, tokens: int) -> None:
+        self.waiting_queue.append(SimpleNamespace(origin_input_ids=[0] * tokens, output_ids=[]))
+
+
+MakeKeeper = Callable[..., MemoryKeeper]
+
+
+@pytest.fixture
+def engine(supply: PageSupply) -> Engine:
+    return Engine(supply)
+
+
+@pytest.fixture
+def make(engine: Engine, supply: PageSupply) -> MakeKeeper:
+    def made(cap: int = -1, agreement: Agreement | None = None) -> MemoryKeeper:
+        evict = lambda tree, tokens: tree.evict(tokens)  # noqa: E731
+        return MemoryKeeper(engine, supply, agreement or Agreement(None, 1), evict, cap)
+
+    return made
+
+
+def settle(kept: MemoryKeeper, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Turns until an idle engine has given back what it will."""
+    monkeypatch.setattr(keeper, "GRACE", 0.0)
+    monkeypatch.setattr(keeper, "_IDLE_LOOK", 0.0)
+    for _ in range(100):
+        kept.before_batch()
+        kept._supply.pool.wait(0.02)
+
+
+def test_a_batch_finds_the_memory_it_needs(
+    make: MakeKeeper, engine: Engine, supply: PageSupply
+) -> None:
+    engine.wait(40)
+    make().before_batch()
+    assert supply.pool.num_free >= 20
+
+
+def test_prefixes_above_the_cap_are_dropped_while_requests_run(
+    make: MakeKeeper, engine: Engine
+) -> None:
+    engine.tree_cache.keep(20)
+    engine.wait(4)
+    make(cap=10).before_batch()
+    assert engine.tree_cache.evictable_size() == 10
+
+
+def test_no_cap_keeps_all_prefixes(make: MakeKeeper, engine: Engine) -> None:
+    engine.tree_cache.keep(20)
+    engine.wait(4)
+    make(cap=-1).before_batch()
+    assert engine.tree_cache.dropped == 0
+
+
+def test_an_idle_engine_keeps_page_0_its_slack_and_the_caps_worth_of_extents(
+    make: MakeKeeper, engine: Engine, supply: PageSupply, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree = engine.tree_cache
+    tree.keep(48)
+    # Every other page goes, so that what is left lies in all extents.
+    for ids in tree.pages[::2]:
+        supply.give(ids)
+    tree.pages = tree.pages[1::2]
+    cap = 2 * PAGES_PER_EXTENT * supply.page_size
+    settle(make(cap=cap), monkeypatch)
+    assert supply.pool.usable_extents <= 1 + supply.pool.slack_target + 2
+    assert 0 < tree.evictable_size() <= cap
+
+
+def test_the_ranks_take_the_smallest_offer_and_the_largest_eviction(
+    make: MakeKeeper, engine: Engine, supply: PageSupply
+) -> None:
+    class Narrow(Agreement):
+        def settle(self, own: Terms) -> Terms:
+            return Terms(min(own.pages, 7), max(own.evict, 6))
+
+    engine.tree_cache.keep(5)
+    engine.wait(4)
+    make(agreement=Narrow(None, 2)).before_batch()
+    assert engine.tree_cache.dropped == 6
+    assert supply.available_tokens == (7 - 2) * supply.page_size
+
+
+def test_idle_ranks_meet_at_the_same_turns_whatever_their_clocks_say(
+    make: MakeKeeper, engine: Engine
+) -> None:
+    turns: list[int] = []
+    turn = 0
+
+    class Noting(Agreement):
+        def settle(self, own: Terms) -> Terms:
+            turns.append(turn)
+            return own
+
+    kept = make(agreement=Noting(None, 2))
+    while turn < 200:
+        kept.before_batch()
+        turn += 1
+    assert turns == [0, 64, 128, 192]
