@@ -154,6 +154,10 @@ def measure(report: Report, options: argparse.Namespace) -> None:
     )
 
 
+def _told_to_end(*_: object) -> None:
+    raise EngineFailed("told to end before the last pair")
+
+
 def main() -> int:
     parser = arguments_of(__doc__ or "")
     add = parser.add_argument
@@ -184,8 +188,8 @@ def main() -> int:
         options.pairs, options.rounds = 1, min(options.rounds, 2)
         options.requests = min(options.requests, 32)
         options.steady_seconds = min(options.steady_seconds, 5)
-    # Told to end, it ends its engine and removes its directory too.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    # Told to end, it ends its engine, removes its directory and reports the pairs that are there.
+    signal.signal(signal.SIGTERM, _told_to_end)
     report = Report("solo", options)
     try:
         measure(report, options)

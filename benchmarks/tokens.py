@@ -6,6 +6,9 @@ own, with `--requests` requests that share prefixes, cross the chunk size and en
 other. Engines run `--parallel` at a time. What differs is counted, and so is what differs between
 two vanilla runs (`--twice`): where an engine does not repeat itself, elastic may differ as much.
 
+  same steps  1 where both put the same requests into each batch. Where they did not, bfloat16
+            answers may differ by rounding alone, as those of two vanilla engines do; where they
+            did, a difference is a fault.
   distinct  different answers among vanilla's: where there are few, equality proves nothing
   seconds   from the process's start to its end: not a measure of speed, others run beside it
   median    requests with the same tokens, as a share of all
@@ -139,6 +142,9 @@ def add_row(report: Report, name: str, vanilla: Answer, elastic: Answer) -> bool
             Samples("ratio", [same]),
             Target(at_least=1.0),
             parts={
+                "same steps": Samples(
+                    "", [float(vanilla.facts["steps"] == elastic.facts["steps"])]
+                ),
                 "requests": Samples("", [float(len(vanilla.tokens))]),
                 "distinct": Samples("", [float(distinct)]),
                 "tokens": Samples("", [float(sum(map(len, vanilla.tokens)))]),

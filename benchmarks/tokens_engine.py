@@ -5,6 +5,7 @@ Started with one argument, the order as JSON.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 import sys
@@ -33,19 +34,26 @@ def requests(order: dict[str, Any], vocabulary: int) -> list[tuple[list[int], in
     return made[: order["requests"]]
 
 
-def generate(llm: Any, wanted: list[tuple[list[int], int]]) -> list[list[int]]:
-    """Every request's tokens."""
+def generate(
+    engine: Any, scheduler: Any, wanted: list[tuple[list[int], int]], steps: Any
+) -> list[list[int]]:
+    """Every request's tokens. `steps` digests how many requests ran and waited, and how far they
+    were, after each step: engines with the same digest put the same requests into each batch."""
     from vllm import SamplingParams
 
-    outputs = llm.generate(
-        [{"prompt_token_ids": prompt} for prompt, _ in wanted],
-        [
-            SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True, detokenize=False)
-            for _, tokens in wanted
-        ],
-        use_tqdm=False,
-    )
-    return [list(output.outputs[0].token_ids) for output in outputs]
+    for number, (prompt, tokens) in enumerate(wanted):
+        sampling = SamplingParams(
+            temperature=0, max_tokens=tokens, ignore_eos=True, detokenize=False
+        )
+        engine.add_request(str(number), {"prompt_token_ids": prompt}, sampling)
+    answers: dict[str, list[int]] = {}
+    while engine.has_unfinished_requests():
+        for output in engine.step():
+            if output.finished:
+                answers[output.request_id] = list(output.outputs[0].token_ids)
+        computed = sum(request.num_computed_tokens for request in scheduler.running)
+        steps.update(f"{len(scheduler.running)} {len(scheduler.waiting)} {computed};".encode())
+    return [answers[str(number)] for number in range(len(wanted))]
 
 
 def main() -> None:
@@ -53,6 +61,10 @@ def main() -> None:
     from vllm import LLM
 
     llm = LLM(**order["engine"])
+    engine = llm.llm_engine
+    # In one process; there is no public way to it.
+    scheduler = engine.engine_core.engine_core.scheduler
+    steps = hashlib.sha256()
     wanted = requests(order, llm.llm_engine.vllm_config.model_config.get_vocab_size())
     parts = len(order["sleep"]) + 1
     size = -(-len(wanted) // parts)
@@ -64,13 +76,18 @@ def main() -> None:
             if order["sleep"][part - 1] == 2:
                 # Level 2 has thrown the weights away.
                 llm.collective_rpc("reload_weights")
-        tokens += generate(llm, wanted[part * size : (part + 1) * size])
-    scheduler = llm.llm_engine.engine_core.engine_core.scheduler
+        tokens += generate(engine, scheduler, wanted[part * size : (part + 1) * size], steps)
     Path(order["report"]).write_text(
-        json.dumps({"tokens": tokens, "scheduler": type(scheduler).__name__})
+        json.dumps(
+            {
+                "tokens": tokens,
+                "scheduler": type(scheduler).__name__,
+                "steps": steps.hexdigest(),
+            }
+        )
     )
     # In one process nobody else does.
-    llm.llm_engine.engine_core.shutdown()
+    engine.engine_core.shutdown()
 
 
 if __name__ == "__main__":

@@ -10,6 +10,11 @@ _EAGER: dict[str, Any] = {"enforce_eager": True}
 #: Without torch.compile, which takes a minute an engine; CUDA graphs where every step decodes.
 _GRAPHS: dict[str, Any] = {"compilation_config": {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}}
 _ALONE = {"VLLM_BATCH_INVARIANT": "1"}
+_AHEAD = {
+    "KVCACHED_MIN_RESERVED_PAGES": "1000",
+    "KVCACHED_MAX_RESERVED_PAGES": "1000",
+    "KVCACHED_MAX_CACHED_TOKENS": "-1",
+}
 _V1 = {"VLLM_USE_V2_MODEL_RUNNER": "0"}
 
 
@@ -35,8 +40,12 @@ FEATURES: dict[str, Feature] = {
     "eager": Feature(_EAGER),
     "eager, small budget": Feature(_EAGER, elastic={"KVCACHED_LIMIT": "24MiB"}),
     "eager, prefixes kept": Feature(_EAGER, elastic={"KVCACHED_MAX_CACHED_TOKENS": "-1"}),
+    "eager, memory ahead": Feature(_EAGER, elastic=_AHEAD),
     # On a GPU. Model runner V2 and asynchronous scheduling are vLLM's defaults.
     "graphs": Feature(_GRAPHS),
+    # Memory for every request is there before the first of them, so that both take the same steps.
+    "graphs, memory ahead": Feature(_GRAPHS, elastic=_AHEAD),
+    "fp8, memory ahead": Feature({**_GRAPHS, "kv_cache_dtype": "fp8"}, elastic=_AHEAD),
     "layers apart": Feature(_GRAPHS, elastic={"KVCACHED_LAYOUT": "layer"}),
     # Preemption changes who shares a batch, and bfloat16 answers with it.
     "small budget": Feature(_GRAPHS, _ALONE, {"KVCACHED_LIMIT": "1GiB"}),
