@@ -50,6 +50,8 @@ class LeaseWatch {
 
   /// Tells the ledgers how memory is used.
   void tell(const MemoryUse& use);
+  /// What they were told last.
+  [[nodiscard]] const MemoryUse& told() const noexcept { return told_; }
   /// Tells that what is wanted cannot be had, so that the neighbours give back. Cheap when
   /// repeated.
   void contend();

@@ -54,6 +54,9 @@ void Pool::report() {
 void Pool::answer_pressure() {
   if (leases_ == nullptr) return;
   release_drained();
+  // What has left since is no longer held; counted as leaving, too, it would hide what is still
+  // owed.
+  if (leases_->told().leaving != extents_.releasing()) tell(expected_blocks_);
   pressure_ = leases_->pressure();
   drain(pressure_.hard);
 }
