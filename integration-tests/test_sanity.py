@@ -53,6 +53,7 @@ def test_a_sound_engine_gets_no_complaint(checked: Outcome) -> None:
     assert "sanity check:" not in checked.log
 
 
+@pytest.mark.slow
 def test_preemption_and_separate_processes_are_no_violations(
     model: Path, roomy_vanilla: Outcome, run_elastic: Callable[..., Outcome]
 ) -> None:
