@@ -160,7 +160,7 @@ def vllm_026(session: nox.Session) -> None:
     """The contract with vLLM 0.26, over its real CUDA build, which loads without a GPU. Downloads
     several GB. Beside a GPU, what needs one runs, too."""
     session.install("vllm==0.26.0", "pytest")
-    wheels = _wheels(session)
+    wheels = [wheel for wheel in _wheels(session) if "sglang" not in wheel]
     session.install(*wheels)
     session.install("--force-reinstall", "--no-deps", *wheels)
     tests = ("allocation", "coordinator", "kv_placement", "sanity", "supply", "warm_up")

@@ -55,10 +55,12 @@ class WorkingMemory:
 
     def hold(self) -> None:
         """Called before each step; returns once the device has room for it."""
-        self._last_step = time.monotonic()
-        if self._held:
-            return
+        # Held while the other thread gives back, too: a step must not take memory for held that is
+        # just going.
         with self._lock:
+            self._last_step = time.monotonic()
+            if self._held:
+                return
             self._take()
             self._held = True
         self._wake.set()
