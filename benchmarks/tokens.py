@@ -1,19 +1,20 @@
 """The same tokens: every way of running vLLM here, elastic against vanilla.
 
 A *feature* is a set of engine arguments and variables (benchmarks/tokens_features.py). Each is
-served by a vanilla engine and by an elastic one under KVCACHED_SANITY_CHECK, in processes of their
-own, with `--requests` requests that share prefixes, cross the chunk size and end one after the
-other. Engines run `--parallel` at a time. What differs is counted, and so is what differs between
-two vanilla runs (`--twice`): where an engine does not repeat itself, elastic may differ as much.
+served by an elastic engine under KVCACHED_SANITY_CHECK and then by a vanilla one, in processes of
+their own, with `--requests` requests that share prefixes, cross the chunk size and end one after
+the other. In bfloat16 an answer depends on who shared its batches, so vanilla admits in each step as
+many requests as elastic did (benchmarks/replay.py). Features run `--parallel` at a time.
 
-  same steps  1 where both put the same requests into each batch. Where they did not, bfloat16
-            answers may differ by rounding alone, as those of two vanilla engines do; where they
-            did, a difference is a fault.
+  same steps  1 where both put the same requests, equally far on, into every batch. Where they did,
+            a difference is a fault; where they did not, rounding alone can make one.
+  preempted steps of elastic that took a request out of the batch again
   distinct  different answers among vanilla's: where there are few, equality proves nothing
   seconds   from the process's start to its end: not a measure of speed, others run beside it
   median    requests with the same tokens, as a share of all
 
-Features whose vanilla engine is the same are compared with one run of it.
+With `--own-batches` a third engine, vanilla too, forms its batches as it likes: its row says how
+far vanilla's answers depend on them.
 """
 
 from __future__ import annotations
@@ -55,12 +56,15 @@ class Answer:
 def run(
     name: str,
     feature: Feature,
-    elastic: bool,
     model: models.Model,
     options: argparse.Namespace,
     directory: Path,
+    like: Answer | None = None,
+    own_batches: bool = False,
 ) -> Answer:
-    """One engine's life in a directory of its own."""
+    """One engine's life in a directory of its own: an elastic one, or a vanilla one `like` an
+    elastic one that has answered, with batches like its own if not `own_batches`."""
+    elastic = like is None
     where = directory / name
     where.mkdir()
     report, log = where / "report.json", where / "engine.log"
@@ -72,11 +76,16 @@ def run(
             "max_model_len": 4096,
             **options.engine,
             **feature.engine,
+            **_vanilla_alone(feature, like),
         },
         "requests": options.requests,
         "prompt_tokens": options.prompt_tokens,
         "output_tokens": options.output_tokens,
         "sleep": feature.sleep,
+        "scheduler": None if like is None else like.facts["scheduler"],
+        "admissions": None if like is None or own_batches else like.facts["admissions"],
+        "rows": str(directory / "rows") if elastic else None,
+        "group": group_of(name),
         "report": str(report),
     }
     variables = {"ENABLE_KVCACHED": "false"}
@@ -85,6 +94,8 @@ def run(
             "ENABLE_KVCACHED": "true",
             "KVCACHED_REQUIRED": "true",
             "KVCACHED_SANITY_CHECK": "true",
+            # Prefixes are found alike in both: what is dropped early would have to be computed.
+            "KVCACHED_MAX_CACHED_TOKENS": "-1",
             **feature.elastic,
         }
     environment = {
@@ -95,7 +106,7 @@ def run(
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_CPU_KVCACHE_SPACE": os.environ.get("VLLM_CPU_KVCACHE_SPACE", "1"),
         "KVCACHED_SHM_DIR": str(directory / "rows"),
-        "KVCACHED_IPC_NAME": re.sub(r"[^a-z0-9]+", "-", name.lower()),
+        "KVCACHED_IPC_NAME": group_of(name),
         **feature.variables,
         **variables,
     }
@@ -122,38 +133,67 @@ def run(
     return Answer(made.pop("tokens"), made, seconds)
 
 
-def add_row(report: Report, name: str, vanilla: Answer, elastic: Answer) -> bool:
-    """A feature's row; returns whether it could be compared."""
-    for answer in (vanilla, elastic):
-        if answer.problem:
-            print(answer.problem, file=sys.stderr, flush=True)
-    if vanilla.problem or elastic.problem:
-        return False
-    distinct = len({tuple(tokens) for tokens in vanilla.tokens})
-    if distinct < len(vanilla.tokens) // 2:
+def group_of(name: str) -> str:
+    """A KVCACHED_IPC_NAME for it."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower())
+
+
+def _vanilla_alone(feature: Feature, like: Answer | None) -> dict[str, Any]:
+    if like is None:
+        return {}
+    return {"num_gpu_blocks_override": like.facts["limit_blocks"]} if feature.same_budget else {}
+
+
+def answer(
+    name: str,
+    feature: Feature,
+    model: models.Model,
+    options: argparse.Namespace,
+    directory: Path,
+) -> list[Answer]:
+    """Elastic's, vanilla's and, where wanted, vanilla's with its own batches."""
+    found = [run(f"{name}-elastic", feature, model, options, directory)]
+    for label in ["vanilla"] + ["vanilla-own"] * options.own_batches:
+        if not found[0].problem:
+            own = label == "vanilla-own"
+            found.append(
+                run(f"{name}-{label}", feature, model, options, directory, found[0], own)
+            )
+    return found
+
+
+def add_row(report: Report, name: str, one: Answer, other: Answer, target: Target | None) -> bool:
+    """Compares two engines' answers; returns whether it could."""
+    distinct = len(set(map(tuple, other.tokens)))
+    if distinct < len(other.tokens) // 2:
         print(f"{name}: only {distinct} different answers: they say nothing of the cache")
         return False
-    same = sum(
-        one == other for one, other in zip(vanilla.tokens, elastic.tokens, strict=True)
-    ) / len(vanilla.tokens)
+    same = [mine == its for mine, its in zip(one.tokens, other.tokens, strict=True)]
+    parts = {
+        "same steps": float(one.facts["steps"] == other.facts["steps"]),
+        "preempted": float(one.facts["preemptions"]),
+        "requests": float(len(same)),
+        "distinct": float(distinct),
+        "tokens": float(sum(map(len, other.tokens))),
+    }
     report.add(
         Row(
             name,
-            Samples("ratio", [same]),
-            Target(at_least=1.0),
+            Samples("ratio", [sum(same) / len(same)]),
+            target,
             parts={
-                "same steps": Samples(
-                    "", [float(vanilla.facts["steps"] == elastic.facts["steps"])]
-                ),
-                "requests": Samples("", [float(len(vanilla.tokens))]),
-                "distinct": Samples("", [float(distinct)]),
-                "tokens": Samples("", [float(sum(map(len, vanilla.tokens)))]),
-                "seconds": Samples("s", [elastic.seconds]),
+                **{label: Samples("", [value]) for label, value in parts.items()},
+                "seconds": Samples("s", [one.seconds]),
             },
-            facts={"vanilla": vanilla.facts, "elastic": elastic.facts},
+            facts={"elastic": brief(one.facts), "vanilla": brief(other.facts)},
         )
     )
     return True
+
+
+def brief(facts: dict[str, Any]) -> dict[str, Any]:
+    """Without what is long."""
+    return {name: value for name, value in facts.items() if name != "admissions"}
 
 
 def measure(report: Report, options: argparse.Namespace) -> bool:
@@ -168,32 +208,23 @@ def measure(report: Report, options: argparse.Namespace) -> bool:
             model = models.Model(model.path, "auto")
         wanted = {feature: FEATURES[feature] for feature in options.features}
         with concurrent.futures.ThreadPoolExecutor(options.parallel) as pool:
-            vanilla = {
-                feature.vanilla_key: pool.submit(
-                    run, f"{label}-vanilla", feature, False, model, options, directory
-                )
-                for label, feature in wanted.items()
-            }
-            again = {}
-            if options.twice:
-                again = {
-                    label: pool.submit(
-                        run, f"{label}-vanilla-again", feature, False, model, options, directory
-                    )
-                    for label, feature in wanted.items()
-                }
-            elastic = {
-                label: pool.submit(
-                    run, f"{label}-elastic", feature, True, model, options, directory
-                )
+            found = {
+                label: pool.submit(answer, label, feature, model, options, directory)
                 for label, feature in wanted.items()
             }
             complete = True
-            for label, feature in wanted.items():
-                first = vanilla[feature.vanilla_key].result()
-                complete &= add_row(report, label, first, elastic[label].result())
-                if label in again:
-                    add_row(report, f"{label}, vanilla twice", first, again[label].result())
+            for label, answers in found.items():
+                elastic, *vanilla = answers.result()
+                problems = [made.problem for made in (elastic, *vanilla) if made.problem]
+                for problem in problems:
+                    print(problem, file=sys.stderr, flush=True)
+                if problems:
+                    complete = False
+                    report.fail(label, problems[0].splitlines()[0])
+                    continue
+                complete &= add_row(report, label, elastic, vanilla[0], Target(at_least=1.0))
+                if options.own_batches:
+                    add_row(report, f"{label}, vanilla twice", vanilla[1], vanilla[0], None)
         return complete
 
 
@@ -205,7 +236,9 @@ def main() -> int:
     parser.add_argument("--prompt-tokens", type=int, default=400, help="the longest prompt")
     parser.add_argument("--output-tokens", type=int, default=96, help="the longest answer")
     parser.add_argument("--parallel", type=int, default=1, help="engines at a time")
-    parser.add_argument("--twice", action="store_true", help="vanilla against itself, too")
+    parser.add_argument(
+        "--own-batches", action="store_true", help="vanilla against itself in other batches, too"
+    )
     parser.add_argument(
         "--engine", type=json.loads, default={}, metavar="JSON", help="more arguments of vllm.LLM"
     )

@@ -9,6 +9,7 @@ import hashlib
 import json
 import random
 import sys
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +35,29 @@ def requests(order: dict[str, Any], vocabulary: int) -> list[tuple[list[int], in
     return made[: order["requests"]]
 
 
+@dataclass
+class Steps:
+    """What an engine did step by step: engines with the same digest put the same requests, as far
+    on as each other, into every batch."""
+
+    digest: Any = field(default_factory=hashlib.sha256)
+    #: Requests that each step added to those that run; less than none where it preempted.
+    admissions: list[int] = field(default_factory=list)
+    started: int = 0
+
+    def note(self, scheduler: Any, finished: int) -> None:
+        """Called after a step, with how many requests are done since the engine's start."""
+        running, waiting = scheduler.get_request_counts()
+        computed = sum(request.num_computed_tokens for request in scheduler.running)
+        self.digest.update(f"{running} {waiting} {computed};".encode())
+        self.admissions.append(finished + running - self.started)
+        self.started = finished + running
+
+
 def generate(
-    engine: Any, scheduler: Any, wanted: list[tuple[list[int], int]], steps: Any
+    engine: Any, scheduler: Any, wanted: list[tuple[list[int], int]], steps: Steps
 ) -> list[list[int]]:
-    """Every request's tokens. `steps` digests how many requests ran and waited, and how far they
-    were, after each step: engines with the same digest put the same requests into each batch."""
+    """Every request's tokens."""
     from vllm import SamplingParams
 
     for number, (prompt, tokens) in enumerate(wanted):
@@ -47,24 +66,41 @@ def generate(
         )
         engine.add_request(str(number), {"prompt_token_ids": prompt}, sampling)
     answers: dict[str, list[int]] = {}
+    before = steps.started
     while engine.has_unfinished_requests():
         for output in engine.step():
             if output.finished:
                 answers[output.request_id] = list(output.outputs[0].token_ids)
-        computed = sum(request.num_computed_tokens for request in scheduler.running)
-        steps.update(f"{len(scheduler.running)} {len(scheduler.waiting)} {computed};".encode())
+        steps.note(scheduler, before + len(answers))
     return [answers[str(number)] for number in range(len(wanted))]
+
+
+def limit_blocks(order: dict[str, Any]) -> int | None:
+    """Blocks that an elastic engine may have at most; None for a vanilla one."""
+    if order["rows"] is None:
+        return None
+    from kvcached import _C
+
+    path = min(Path(order["rows"]).glob(f"kvcached_{order['group']}-*.row"))
+    row = _C.Row.attach(str(path)).describe()
+    extents = row["limit_bytes"] // row["extent_bytes"]
+    return int(min(row["num_blocks"], extents * row["blocks_per_extent"] or row["num_blocks"]))
 
 
 def main() -> None:
     order = json.loads(sys.argv[1])
     from vllm import LLM
 
+    if order["admissions"] is not None:
+        from benchmarks import replay
+
+        replay.replay(order["admissions"])
+        order["engine"]["scheduler_cls"] = replay.of(order["scheduler"])
     llm = LLM(**order["engine"])
     engine = llm.llm_engine
     # In one process; there is no public way to it.
     scheduler = engine.engine_core.engine_core.scheduler
-    steps = hashlib.sha256()
+    steps = Steps()
     wanted = requests(order, llm.llm_engine.vllm_config.model_config.get_vocab_size())
     parts = len(order["sleep"]) + 1
     size = -(-len(wanted) // parts)
@@ -82,7 +118,10 @@ def main() -> None:
             {
                 "tokens": tokens,
                 "scheduler": type(scheduler).__name__,
-                "steps": steps.hexdigest(),
+                "steps": steps.digest.hexdigest(),
+                "preemptions": sum(added < 0 for added in steps.admissions),
+                "admissions": steps.admissions,
+                "limit_blocks": limit_blocks(order),
             }
         )
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,30 +24,34 @@ class Feature:
     engine: dict[str, Any] = field(default_factory=dict)
     variables: dict[str, str] = field(default_factory=dict)
     elastic: dict[str, str] = field(default_factory=dict)
+    #: Vanilla gets a KV cache of as many blocks as elastic's limit allows.
+    same_budget: bool = False
     #: Levels of sleep, each followed by a wake-up, between two halves of the requests.
     sleep: tuple[int, ...] = ()
-
-    @property
-    def vanilla_key(self) -> str:
-        """The same for features whose vanilla engine is the same."""
-        return json.dumps([self.engine, self.variables, self.sleep], sort_keys=True)
 
 
 FEATURES: dict[str, Feature] = {
     # What vLLM does on this machine by itself.
     "default": Feature(),
     "eager": Feature(_EAGER),
-    "eager, small budget": Feature(_EAGER, elastic={"KVCACHED_LIMIT": "24MiB"}),
-    "eager, prefixes kept": Feature(_EAGER, elastic={"KVCACHED_MAX_CACHED_TOKENS": "-1"}),
+    "eager, small budget": Feature(
+        _EAGER, elastic={**_AHEAD, "KVCACHED_LIMIT": "24MiB"}, same_budget=True
+    ),
     "eager, memory ahead": Feature(_EAGER, elastic=_AHEAD),
     # On a GPU. Model runner V2 and asynchronous scheduling are vLLM's defaults.
     "graphs": Feature(_GRAPHS),
-    # Memory for every request is there before the first of them, so that both take the same steps.
+    # Memory for every request is there before the first of them.
     "graphs, memory ahead": Feature(_GRAPHS, elastic=_AHEAD),
     "fp8, memory ahead": Feature({**_GRAPHS, "kv_cache_dtype": "fp8"}, elastic=_AHEAD),
     "layers apart": Feature(_GRAPHS, elastic={"KVCACHED_LAYOUT": "layer"}),
-    # Preemption changes who shares a batch, and bfloat16 answers with it.
-    "small budget": Feature(_GRAPHS, _ALONE, {"KVCACHED_LIMIT": "1GiB"}),
+    # Requests are preempted. All that the limit allows is there from the start, so that both
+    # engines run out of blocks at the same moment.
+    "small budget": Feature(
+        _GRAPHS, elastic={**_AHEAD, "KVCACHED_LIMIT": "512MiB"}, same_budget=True
+    ),
+    # As memory comes and goes, with kernels that answer the same in whatever batch.
+    "small budget, batch invariant": Feature(_GRAPHS, _ALONE, {"KVCACHED_LIMIT": "512MiB"}),
+    "graphs, batch invariant": Feature(_GRAPHS, _ALONE),
     "runner V1": Feature(_GRAPHS, _V1),
     "runner V1, layers apart": Feature(_GRAPHS, _V1, {"KVCACHED_LAYOUT": "layer"}),
     "synchronous": Feature({**_GRAPHS, "async_scheduling": False}),
