@@ -41,7 +41,7 @@ def chosen() -> dict[str, str]:
     return {
         name: value
         for name, value in sorted(os.environ.items())
-        if name.startswith(("VLLM_", "KVCACHED_")) and not value.startswith("/")
+        if name.startswith(("VLLM_", "SGLANG_", "KVCACHED_")) and not value.startswith("/")
     }
 
 

@@ -70,9 +70,11 @@ def versions() -> dict[str, str | None]:
     return {
         "python": platform.python_version(),
         "vllm": _version(*_VLLM),
+        "sglang": _version("sglang"),
         "torch": _version("torch"),
         "kvcached-core": _version("kvcached-core"),
         "kvcached-vllm": _version("kvcached-vllm"),
+        "kvcached-sglang": _version("kvcached-sglang"),
         "commit": _output_of("git", "describe", "--always", "--dirty", "--abbrev=12"),
     }
 

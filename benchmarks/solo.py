@@ -1,4 +1,4 @@
-"""One engine alone: vLLM with kvcached over vLLM without.
+"""One engine alone: vLLM or SGLang (`--serving`) with kvcached over the same without.
 
 Engines run one after the other, vanilla and elastic in turn, each in new processes, with the same
 prompts in both. Each is started, left alone for a second, and then plays
@@ -35,7 +35,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks import engines, models, solo_memory, solo_speed
+from benchmarks import engines, models, sglang_arguments, solo_memory, solo_speed
 from benchmarks.engines import EngineFailed
 from benchmarks.gpu_memory import HAS_GPU
 from benchmarks.meters import Meter
@@ -43,8 +43,18 @@ from benchmarks.report import Report, arguments_of
 from benchmarks.solo_run import Run
 
 
+#: The programs in an engine's process.
+_SERVING = {"vllm": "benchmarks.solo_engine", "sglang": "benchmarks.solo_sglang"}
+_NAMES = {"vllm": "vLLM", "sglang": "SGLang"}
+
+
 def run_engine(
-    order: dict[str, Any], variables: dict[str, str], directory: Path, log: Path, patience: float
+    order: dict[str, Any],
+    variables: dict[str, str],
+    directory: Path,
+    log: Path,
+    patience: float,
+    serving: str = "vllm",
 ) -> Run:
     """Starts an engine, watches it, and returns when it has ended."""
     rows = directory / "rows"
@@ -53,7 +63,7 @@ def run_engine(
     command = [
         sys.executable,
         "-m",
-        "benchmarks.solo_engine",
+        _SERVING[serving],
         json.dumps({**order, "report": str(report)}),
     ]
     with log.open("w") as out:
@@ -83,15 +93,19 @@ def run_engine(
 def order_of(options: argparse.Namespace, model: models.Model) -> dict[str, Any]:
     """What an engine is told to be and to do."""
     longest = max(options.output_tokens, options.ramp_tokens if options.ramp else 0)
-    return {
-        "engine": {
+    tokens = options.prompt_tokens + longest
+    if options.serving == "sglang":
+        engine = sglang_arguments.of(model, tokens)
+    else:
+        engine = {
             **model.engine_arguments(),
-            "max_model_len": options.prompt_tokens + longest,
+            "max_model_len": tokens,
             "seed": 0,
             # Compiling takes minutes on a processor and says little there.
             "enforce_eager": not HAS_GPU,
-            **options.engine,
-        },
+        }
+    return {
+        "engine": {**engine, **options.engine},
         **{
             name: getattr(options, name)
             for name in (
@@ -132,6 +146,7 @@ def measure(report: Report, options: argparse.Namespace) -> None:
                         directory,
                         logs / f"solo-{engine}-{pair + 1}.log",
                         options.patience,
+                        options.serving,
                     )
                     runs[engine].append(run)
                     print(f"pair {pair + 1} of {options.pairs}, {engine}: {run}", flush=True)
@@ -161,6 +176,7 @@ def _told_to_end(*_: object) -> None:
 def main() -> int:
     parser = arguments_of(__doc__ or "")
     add = parser.add_argument
+    add("--serving", choices=tuple(_SERVING), default="vllm")
     add("--model", default="tiny", help=models.NAMES)
     add("--pairs", type=int, default=3, help="engines of each kind, in turn")
     add("--rounds", type=int, default=5, help="measured bursts of each engine")
@@ -196,7 +212,8 @@ def main() -> int:
     except EngineFailed as failure:
         print(failure, file=sys.stderr)
         return 2
-    return report.finish(f"{options.model}: vLLM with kvcached over vLLM without")
+    name = _NAMES[options.serving]
+    return report.finish(f"{options.model}: {name} with kvcached over {name} without")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 """The program in an engine's process for benchmarks.solo: builds vLLM's asynchronous engine, puts
-requests to it in phases, writes what it measured.
+requests to it in phases, writes what it measured. SGLang's is benchmarks/solo_sglang.py.
 
 Started with one argument, the order as JSON. The phases, in this order:
 
@@ -15,8 +15,9 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -77,13 +78,17 @@ async def ask(engine: Any, name: str, request: Request, start: float) -> Answer:
     )
 
 
-async def play(engine: Any, phase: str, requests: Sequence[Request]) -> dict[str, Any]:
+#: Puts one request to the engine: its name, itself, and when the phase began.
+Ask = Callable[[str, Request, float], Awaitable[Answer]]
+
+
+async def play(put: Ask, phase: str, requests: Sequence[Request]) -> dict[str, Any]:
     """Plays a phase and says how it went."""
     processor = processor_seconds()
     began, start = time.time(), time.perf_counter()
     answers = await asyncio.gather(
         *(
-            ask(engine, f"{phase}-{number}", request, start)
+            put(f"{phase}-{number}", request, start)
             for number, request in enumerate(requests)
         )
     )
@@ -139,23 +144,24 @@ def cache_facts(config: Any) -> dict[str, Any]:
     }
 
 
-async def measure(engine: Any, order: dict[str, Any]) -> dict[str, Any]:
-    """Plays every phase of the order."""
-    config = engine.vllm_config
-    prompts = Prompts(order, config.model_config.get_vocab_size())
-    report: dict[str, Any] = {"ready": time.time(), **cache_facts(config)}
+async def measure(
+    put: Ask, vocabulary: int, facts: dict[str, Any], order: dict[str, Any]
+) -> dict[str, Any]:
+    """Plays every phase of the order on an engine that is ready. `facts`: cache_facts()."""
+    prompts = Prompts(order, vocabulary)
+    report: dict[str, Any] = {"ready": time.time(), **facts}
     await asyncio.sleep(QUIET_SECONDS)
-    report["first"] = await play(engine, "first", prompts.burst(-1, _FIRST_REQUESTS))
+    report["first"] = await play(put, "first", prompts.burst(-1, _FIRST_REQUESTS))
     if order["ramp"]:
-        report["ramp"] = await play(engine, "ramp", prompts.ramp())
+        report["ramp"] = await play(put, "ramp", prompts.ramp())
     # The first round is not counted: it meets everything cold.
     bursts = [
-        await play(engine, f"round{turn}", prompts.burst(turn, order["requests"]))
+        await play(put, f"round{turn}", prompts.burst(turn, order["requests"]))
         for turn in range(order["rounds"] + 1)
     ]
     report["warm_up"], report["rounds"] = bursts[0], bursts[1:]
     report["steady"] = [
-        await play(engine, f"steady{turn}", prompts.steady(turn))
+        await play(put, f"steady{turn}", prompts.steady(turn))
         for turn in range(order["steady_rounds"] if order["rate"] else 0)
     ]
     report["last_answer"] = time.time()
@@ -173,7 +179,9 @@ async def serve(order: dict[str, Any]) -> None:
         AsyncEngineArgs(**order["engine"]), usage_context=UsageContext.LLM_CLASS
     )
     try:
-        report = await measure(engine, order)
+        config = engine.vllm_config
+        vocabulary = config.model_config.get_vocab_size()
+        report = await measure(partial(ask, engine), vocabulary, cache_facts(config), order)
     finally:
         engine.shutdown()
     Path(order["report"]).write_text(json.dumps(report))
