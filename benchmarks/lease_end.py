@@ -7,8 +7,11 @@ import multiprocessing
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
+
+import psutil
 
 from benchmarks.pagers import PATIENCE, Slow
 from benchmarks.rank_pagers import Rank, end
@@ -60,32 +63,56 @@ def neighbours(kind: str, devices: int, rows: Path) -> Iterator[None]:
         end([door for door, _ in pairs], [process for _, process in pairs])
 
 
+@dataclass(frozen=True)
+class End:
+    """Of one rank; seconds."""
+
+    lease: float
+    """Until its ledger had no such lease."""
+    process: float
+    """Until its process had ended."""
+
+
 class LeaseEnd:
     """The leases of the one engine beside the neighbours."""
 
     def __init__(self, rows: Path) -> None:
         self._rows = rows
-        self.first = self._held()
-        """Bytes by rank when the look began."""
+        self.first = self._leases()
+        """Process ids by rank when the look began."""
 
-    def seconds_until_back(self, since: float, patience: float) -> dict[int, float]:
-        """By rank: seconds from `since`, of time.time(), until its ledger has no such lease;
-        `patience` where that did not happen."""
-        back: dict[int, float] = {}
-        while len(back) < len(self.first) and time.time() - since < patience:
-            there = self._held()
+    def wait(self, since: float, patience: float) -> dict[int, End]:
+        """By rank, from `since`, of time.time(); `patience` for what did not come."""
+        leases: dict[int, float] = {}
+        processes: dict[int, float] = {}
+        while time.time() - since < patience and not len(leases) == len(processes) == len(
+            self.first
+        ):
+            there = self._leases()
             now = time.time() - since
-            for rank in self.first:
+            for rank, pid in self.first.items():
                 if rank not in there:
-                    back.setdefault(rank, now)
+                    leases.setdefault(rank, now)
+                if not _lives(pid):
+                    processes.setdefault(rank, now)
             time.sleep(_LOOK)
-        return {rank: back.get(rank, patience) for rank in self.first}
+        return {
+            rank: End(leases.get(rank, patience), processes.get(rank, patience))
+            for rank in self.first
+        }
 
-    def _held(self) -> dict[int, int]:
+    def _leases(self) -> dict[int, int]:
         devices, _ = inventory.devices(self._rows)
         return {
-            lease.rank: lease.held
+            lease.rank: lease.pid
             for device in devices
             for lease in device.leases
             if lease.group != _GROUP
         }
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False

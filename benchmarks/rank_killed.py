@@ -27,7 +27,7 @@ from typing import Any
 from benchmarks import arrivals, communicators, engines, models, servers, traffic
 from benchmarks.engines import EngineFailed
 from benchmarks.gpu_memory import HAS_GPU, GpuMemory
-from benchmarks.lease_end import LeaseEnd, neighbours
+from benchmarks.lease_end import End, LeaseEnd, neighbours
 from benchmarks.report import Report, Row, Target, arguments_of
 from benchmarks.samples import Samples
 from benchmarks.servers import Server
@@ -114,7 +114,7 @@ def measure(report: Report, options: argparse.Namespace) -> None:
         ]
         for watcher in watchers:
             watcher.start()
-        back = leases.seconds_until_back(killed, ENDS_WITHIN)
+        back = leases.wait(killed, ENDS_WITHIN)
         for watcher in watchers:
             watcher.join(ENDS_WITHIN)
         load.join(ENDS_WITHIN)
@@ -179,7 +179,7 @@ def add_communicators(report: Report, ranks: dict[str, list[dict[str, Any]]]) ->
 
 
 def add_end(
-    report: Report, ended: dict[str, tuple[float, int | None]], back: dict[int, float], dead: int
+    report: Report, ended: dict[str, tuple[float, int | None]], back: dict[int, End], dead: int
 ) -> None:
     """Adds how both ended, and when the leases were back."""
     (ours, our_status), (theirs, their_status) = (
@@ -190,9 +190,11 @@ def add_end(
     alike = our_status == their_status
     report.add(Row("ended with vanilla's status", Samples("", [float(alike)]), ALIKE))
     report.add(Row("ended after", Samples("s", [ours]), parts=parts))
-    for rank, seconds in sorted(back.items()):
+    for rank, end in sorted(back.items()):
         which = "killed" if rank == dead else "other"
-        report.add(Row(f"the {which} rank's lease back after", Samples("s", [seconds]), BACK))
+        ends = {"process ended": Samples("s", [end.process])}
+        seconds = Samples("s", [end.lease])
+        report.add(Row(f"the {which} rank's lease back after", seconds, BACK, ends))
 
 
 def main() -> int:
