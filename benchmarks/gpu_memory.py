@@ -14,13 +14,16 @@ class GpuMemory:
     def __init__(self) -> None:
         self._devices = _devices()
 
-    def used(self) -> int | None:
-        """Bytes in use on all GPUs together; None where there is none."""
+    def used(self) -> tuple[int, ...]:
+        """Bytes in use on every GPU of the machine, in the order of NVML; none where there is no
+        GPU."""
         if not self._devices:
-            return None
+            return ()
         import pynvml
 
-        return sum(int(pynvml.nvmlDeviceGetMemoryInfo(device).used) for device in self._devices)
+        return tuple(
+            int(pynvml.nvmlDeviceGetMemoryInfo(device).used) for device in self._devices
+        )
 
 
 def _devices() -> list[object]:

@@ -41,12 +41,17 @@ class Reading:
     """KV cache that the pagers of all ranks hold."""
     resident: int
     """Resident memory of the engines' processes; pages that two share count twice."""
-    gpu: int | None
-    """Used on all GPUs, by whomever."""
+    gpus: tuple[int, ...] = ()
+    """Used on each GPU, by whomever; none where there is no GPU."""
     held_by: dict[str, int] = field(default_factory=dict)
     """KV cache by KVCACHED_IPC_NAME."""
     counters: dict[str, int] = field(default_factory=dict)
     """Sums over the rows; the longest wait is the longest of all."""
+
+    @property
+    def gpu(self) -> int | None:
+        """Used on all GPUs together; None where there is none."""
+        return sum(self.gpus) if self.gpus else None
 
 
 class Meter(threading.Thread):
@@ -79,7 +84,7 @@ class Meter(threading.Thread):
             time=time.time(),
             held=sum(held.values()) if rows else None,
             resident=self._resident(),
-            gpu=self._gpu.used(),
+            gpus=self._gpu.used(),
             held_by=dict(held),
             counters={
                 name: (max if name == _LONGEST else sum)(int(str(row[name])) for row in rows)

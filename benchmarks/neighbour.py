@@ -5,6 +5,9 @@ Started with one argument, the order as JSON; ends at SIGTERM. It prints a line 
 took, freed or failed to take memory. It leaves `headroom` free as somebody would who does not want
 to crash himself, and being refused is no failure: then it frees something.
 
+Where `fill` is asked for it does not wander: it takes all there is but `headroom`, keeps it for some
+seconds, and gives everything back.
+
 On a GPU it calls the CUDA driver itself; without one it takes anonymous memory of the host.
 """
 
@@ -17,6 +20,7 @@ import random
 import signal
 import sys
 import time
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import psutil
@@ -56,13 +60,13 @@ class Host:
 
 
 class Cuda:
-    """cuMemAlloc and cuMemFree on the first device."""
+    """cuMemAlloc and cuMemFree on one device."""
 
-    def __init__(self) -> None:
+    def __init__(self, ordinal: int = 0) -> None:
         self._driver = ctypes.CDLL("libcuda.so.1")
         device, context = ctypes.c_int(), ctypes.c_void_p()
         self._call("cuInit", 0)
-        self._call("cuDeviceGet", ctypes.byref(device), 0)
+        self._call("cuDeviceGet", ctypes.byref(device), ordinal)
         self._call("cuDevicePrimaryCtxRetain", ctypes.byref(context), device)
         self._call("cuCtxSetCurrent", context)
 
@@ -85,33 +89,73 @@ class Cuda:
             raise Refused(f"{name}: CUDA error {status}")
 
 
-def wander(memory: _Memory, order: dict[str, Any]) -> None:
-    """Takes and frees until told to end. `most`, `piece` and `headroom` are bytes."""
+@dataclass
+class Hoard:
+    """What the stranger holds, and the line it prints whenever that changes."""
+
+    memory: _Memory
+    headroom: int
+    pieces: list[tuple[int, Any]] = field(default_factory=list)
+
+    @property
+    def held(self) -> int:
+        return sum(size for size, _ in self.pieces)
+
+    def take(self, size: int) -> None:
+        """Raises Refused."""
+        if self.memory.free() - size < self.headroom:
+            raise Refused("too little would be left")
+        self.pieces.append((size, self.memory.take(size)))
+
+    def give_back(self, index: int) -> None:
+        _, piece = self.pieces.pop(index)
+        self.memory.give_back(piece)
+
+    def say(self, refused: str | None = None) -> None:
+        line = {"time": time.time(), "held": self.held, "refused": refused}
+        print(json.dumps(line), flush=True)
+
+
+def wander(hoard: Hoard, order: dict[str, Any]) -> None:
+    """Takes and frees until told to end. `most` and `piece` are bytes."""
     generator = random.Random(order["seed"])
-    pieces: list[tuple[int, Any]] = []
     while True:
-        held = sum(size for size, _ in pieces)
         # A level to go to, so that what is held swings between nothing and everything.
         goal = generator.uniform(0, order["most"])
-        while abs(goal - held) > _SMALLEST:
+        while abs(goal - hoard.held) > _SMALLEST:
             time.sleep(generator.expovariate(1 / _PAUSE))
             refused = None
-            if held < goal:
-                size = int(min(goal - held, generator.uniform(_SMALLEST, order["piece"])))
+            if hoard.held < goal:
                 try:
-                    if memory.free() - size < order["headroom"]:
-                        raise Refused("too little would be left")
-                    pieces.append((size, memory.take(size)))
+                    size = generator.uniform(_SMALLEST, order["piece"])
+                    hoard.take(int(min(goal - hoard.held, size)))
                 except Refused as reason:
-                    refused, goal = str(reason), generator.uniform(0, held)
+                    refused, goal = str(reason), generator.uniform(0, hoard.held)
             else:
-                _, piece = pieces.pop(generator.randrange(len(pieces)))
-                memory.give_back(piece)
-            held = sum(size for size, _ in pieces)
-            print(json.dumps({"time": time.time(), "held": held, "refused": refused}), flush=True)
+                hoard.give_back(generator.randrange(len(hoard.pieces)))
+            hoard.say(refused)
+
+
+def fill(hoard: Hoard, order: dict[str, Any]) -> None:
+    """Takes what there is, keeps it for `seconds` and frees it, until told to end."""
+    while True:
+        size = order["piece"]
+        while size >= _SMALLEST and hoard.held < order["most"]:
+            try:
+                hoard.take(min(size, order["most"] - hoard.held))
+                hoard.say()
+            except Refused as reason:
+                hoard.say(str(reason))
+                size //= 2
+        time.sleep(order["seconds"])
+        while hoard.pieces:
+            hoard.give_back(-1)
+        hoard.say()
+        time.sleep(order["seconds"])
 
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     told = json.loads(sys.argv[1])
-    wander(Cuda() if told["gpu"] else Host(), told)
+    own = Hoard(Cuda(told["device"]) if told["gpu"] else Host(), told["headroom"])
+    (fill if told["fill"] else wander)(own, told)

@@ -32,6 +32,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,18 @@ def run_engine(
             engines.end_group(process)
     if status != 0 or not report.exists():
         raise EngineFailed(f"the engine ended with {status}:\n{engines.last_lines(log)}")
-    return Run(started, json.loads(report.read_text()), meter.readings)
+    return Run(
+        started,
+        {**json.loads(report.read_text()), "ranks": ranks_of(order["engine"])},
+        meter.readings,
+    )
+
+
+def ranks_of(engine: Mapping[str, Any]) -> int:
+    """How many ranks an engine with these arguments has, a device each on a machine with GPUs."""
+    return int(
+        engine.get("tensor_parallel_size", 1) * engine.get("pipeline_parallel_size", 1)
+    )
 
 
 def order_of(options: argparse.Namespace, model: models.Model) -> dict[str, Any]:

@@ -42,7 +42,7 @@ def add_rows(report: Report, elastic: list[Run], vanilla: list[Run]) -> None:
         parts = {"elastic": ours, "vanilla": theirs}
         report.add(Row(f"resident memory, {name}", ratios(ours, theirs), parts=parts))
     if all(read.gpu is not None for run in (*elastic, *vanilla) for read in run.fresh):
-        _add_gpu(report, elastic, vanilla, reserved)
+        _add_gpus(report, elastic, vanilla, reserved)
     _add_growth(report, elastic)
 
 
@@ -53,8 +53,13 @@ def _held(readings: Sequence[Reading]) -> int:
     return max(held)
 
 
-def _gpu(runs: list[Run], moment: _Moment) -> Samples:
-    return Samples("MiB", [max(reading.gpu or 0 for reading in moment(run)) / _MIB for run in runs])
+def _gpu(runs: list[Run], moment: _Moment, device: int | None) -> Samples:
+    """Of one GPU, or of all together."""
+
+    def used(reading: Reading) -> int:
+        return (reading.gpu or 0) if device is None else reading.gpus[device]
+
+    return Samples("MiB", [max(map(used, moment(run))) / _MIB for run in runs])
 
 
 def _difference(one: Samples, other: Samples) -> Samples:
@@ -63,41 +68,67 @@ def _difference(one: Samples, other: Samples) -> Samples:
     )
 
 
-def _add_gpu(report: Report, elastic: list[Run], vanilla: list[Run], reserved: Samples) -> None:
+def _add_gpus(report: Report, elastic: list[Run], vanilla: list[Run], reserved: Samples) -> None:
+    """Rows of all GPUs together, or of each alone where the engine has a rank on each: there what
+    holds for one must hold for every other, too."""
+    found = len(elastic[0].readings[-1].gpus)
+    ranks = int(elastic[0].report["ranks"])
+    if ranks == 1 or found < ranks:
+        _add_gpu(report, elastic, vanilla, reserved)
+        return
+    # Equal parts of heads or of layers.
+    part = Samples("MiB", [value / ranks for value in reserved.values])
+    for device in range(ranks):
+        _add_gpu(report, elastic, vanilla, part, device, ranks)
+
+
+def _add_gpu(
+    report: Report,
+    elastic: list[Run],
+    vanilla: list[Run],
+    reserved: Samples,
+    device: int | None = None,
+    ranks: int = 1,
+) -> None:
     moments: dict[str, _Moment] = {
         "after the start": lambda run: run.fresh,
         "peak": lambda run: run.busy,
         "1 s after the last answer": lambda run: run.one_second_later,
     }
+    which = "GPU" if device is None else f"GPU {device}"
     read = {
-        name: {"elastic": _gpu(elastic, moment), "vanilla": _gpu(vanilla, moment)}
+        name: {
+            "elastic": _gpu(elastic, moment, device),
+            "vanilla": _gpu(vanilla, moment, device),
+        }
         for name, moment in moments.items()
     }
     for name, parts in read.items():
         report.add(
             Row(
-                f"GPU memory, {name}",
+                f"{which} memory, {name}",
                 ratios(parts["elastic"], parts["vanilla"]),
                 parts=parts,
             )
         )
+    label = "" if device is None else f"{which}: "
     start, later = read["after the start"], read["1 s after the last answer"]
     without_cache = _difference(start["vanilla"], reserved)
     report.add(
         Row(
-            "after the start, beyond vanilla without its KV cache",
+            f"{label}after the start, beyond vanilla without its KV cache",
             _difference(start["elastic"], without_cache),
             Target(at_most=ALLOWANCE),
             {"elastic": start["elastic"], "vanilla": without_cache},
         )
     )
     cap = _prefix_cap(elastic[0])
-    target = None if cap is None else Target(at_most=round(cap / _MIB + ALLOWANCE))
+    target = None if cap is None else Target(at_most=round(cap / ranks / _MIB + ALLOWANCE))
     grown = {side: _difference(later[side], start[side]) for side in ("elastic", "vanilla")}
-    report.add(Row("1 s later, beyond the start", grown["elastic"], target, grown))
+    report.add(Row(f"{label}1 s later, beyond the start", grown["elastic"], target, grown))
     report.add(
         Row(
-            "the same, beyond what vanilla keeps",
+            f"{label}the same, beyond what vanilla keeps",
             _difference(grown["elastic"], grown["vanilla"]),
             target,
             grown,

@@ -2,7 +2,9 @@
 keeps no account with kvcached.
 
 Servers with kvcached, under a steady load for `--seconds`; then what they did: did one die, did a
-request fail, how long did the slowest first token take, how often was growth refused.
+request fail, how long did the slowest first token take, how often was growth refused. Where an
+engine has several ranks (`--engine '{"tensor_parallel_size": 2}'`) a stranger on one of their GPUs
+must not split them: at rest, every rank has the same extents.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import arrivals, engines, models, servers, traffic
+from benchmarks import arrivals, engines, models, rank_agreement, servers, traffic
 from benchmarks.engines import EngineFailed
 from benchmarks.gpu_memory import HAS_GPU
 from benchmarks.meters import Meter, Reading
@@ -52,6 +54,9 @@ def start_stranger(options: argparse.Namespace, directory: Path) -> tuple[Any, P
     """The stranger's process and the file it writes."""
     order = {
         "gpu": HAS_GPU,
+        "device": options.gpu,
+        "fill": options.fill,
+        "seconds": options.fill_seconds,
         "most": int(options.stranger_gib * _GIB),
         "piece": int(options.piece_gib * _GIB),
         "headroom": int(options.headroom_gib * _GIB),
@@ -128,6 +133,9 @@ def measure(report: Report, options: argparse.Namespace) -> None:
         for error in load.failures[:3]:
             print(f"failed: {error}")
         add_rows(report, load, len(dead), stranger, list(meter.readings))
+        ranks = rank_agreement.settled(directory / "rows")
+        if max((len(engine.held) for engine in ranks), default=0) > 1:
+            rank_agreement.add_rows(report, ranks)
 
 
 def add_rows(
@@ -149,9 +157,9 @@ def add_rows(
     report.add(Row("longest wait of a step", Samples("ms", [longest])))
     held = [reading.held for reading in readings if reading.held is not None]
     report.add(Row("KV memory of the engines, peak", Samples("GiB", [max(held) / _GIB])))
-    gpu = [reading.gpu for reading in readings if reading.gpu is not None]
-    if gpu:
-        report.add(Row("GPU memory, peak", Samples("GiB", [max(gpu) / _GIB])))
+    for device in range(len(readings[-1].gpus)):
+        peak = max(reading.gpus[device] for reading in readings)
+        report.add(Row(f"GPU {device} memory, peak", Samples("GiB", [peak / _GIB])))
     report.add(Row("stranger: memory, peak", Samples("GiB", [stranger.peak / _GIB])))
     report.add(Row("stranger: changes", Samples("", [len(stranger.changes)]), BUSY))
     report.add(Row("stranger: refused", Samples("", [stranger.refused])))
@@ -176,6 +184,9 @@ def main() -> int:
     add("--stranger-gib", type=float, default=2, help="most that the stranger takes")
     add("--piece-gib", type=float, default=0.5, help="most that it takes at once")
     add("--headroom-gib", type=float, default=2, help="what it leaves free")
+    add("--gpu", type=int, default=0, help="whose memory the stranger takes, by CUDA's number")
+    add("--fill", action="store_true", help="the stranger takes all there is, in turns")
+    add("--fill-seconds", type=float, default=3, help="of each turn")
     add("--patience", type=float, default=300, help="seconds for servers to start, for a request")
     add("--engine", type=json.loads, default={}, metavar="JSON", help="more arguments of vllm.LLM")
     engines.add_logs_option(parser)

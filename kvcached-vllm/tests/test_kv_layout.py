@@ -25,6 +25,7 @@ from kvcached_vllm.kv_layout import (
     aligned_bytes,
     config_reason,
     geometry_of,
+    layers_of_stages,
     layout_of,
     uncovered_kind,
 )
@@ -150,6 +151,30 @@ def test_ranks_with_different_shares_of_the_layers_choose_the_same_extents(
     first = geometry_of(few, 4, driver, 0)
     second = geometry_of(layers_apart(), 4, driver, 0)
     assert first.blocks_per_extent == second.blocks_per_extent
+
+
+def together(layers: int) -> KVCacheConfig:
+    """Blocks of so many layers, side by side, in one buffer."""
+    names = [f"layers.{number}.attn" for number in range(layers)]
+    tensor = KVCacheTensor(
+        size=layers * BLOCKS * PAGE, layers=names, layer_stride=PAGE, block_stride=layers * PAGE
+    )
+    return config_of([tensor], layers=names)
+
+
+@pytest.mark.parametrize("layers", [5, 13, 29])
+def test_pipeline_stages_of_unlike_length_choose_the_same_extents(layers: int) -> None:
+    driver: Any = SimpleNamespace(granularity=2 << 20, max_mappings=0)
+    stages = layers_of_stages(layers, 2)
+    assert len(set(stages)) == 2
+    alone = {geometry_of(together(n), layers, driver, 0).blocks_per_extent for n in stages}
+    assert len(alone) == 2, "or this shows nothing"
+    agreed = {geometry_of(together(n), layers, driver, 0, stages).blocks_per_extent for n in stages}
+    assert agreed == {max(agreed)}
+
+
+def test_one_stage_has_no_other_to_agree_with() -> None:
+    assert layers_of_stages(28, 1) == []
 
 
 def test_few_mappings_make_larger_extents() -> None:

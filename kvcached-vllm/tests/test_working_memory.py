@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from kvcached import _C, hooks
+from kvcached_vllm.launches import LaunchMarks
 from kvcached_vllm.working_memory import IDLE_AFTER, WorkingMemory
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -38,7 +39,8 @@ def pager(tmp_path: Path) -> Iterator[_C.Pager]:
 
 @pytest.fixture
 def working(pager: _C.Pager) -> Iterator[WorkingMemory]:
-    made = WorkingMemory(pager, torch.device("cuda", 0), PEAK)
+    device = torch.device("cuda", 0)
+    made = WorkingMemory(pager, device, PEAK, LaunchMarks(pager, device))
     yield made
     made.stop()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from vllm.distributed.utils import get_pp_indices
 from vllm.v1.kv_cache_interface import (
     FullAttentionSpec,
     KVCacheSpec,
@@ -16,7 +17,7 @@ from kvcached import _C
 from kvcached_vllm.kv_placement import Span, region_bytes, spans_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from vllm.config import VllmConfig
     from vllm.v1.kv_cache_interface import KVCacheConfig
@@ -71,12 +72,17 @@ def longest_request_blocks(vllm_config: VllmConfig, config: KVCacheConfig) -> in
 
 
 def geometry_of(
-    config: KVCacheConfig, total_layers: int, driver: _C.Driver, min_part_bytes: int
+    config: KVCacheConfig,
+    total_layers: int,
+    driver: _C.Driver,
+    min_part_bytes: int,
+    stages: Sequence[int] = (),
 ) -> _C.Geometry:
     """The geometry of this rank's cache.
 
     Every rank must choose the same extents, whatever its share of the layers: the bound on
-    mappings is therefore taken for `total_layers`, the whole model's.
+    mappings is therefore taken for `total_layers`, the whole model's, and where the layers of a
+    block lie together, extents suit all of `stages`, the layers of every pipeline stage.
     """
     spans = spans_of(config)
     layers = max(total_layers, len(spans))
@@ -96,7 +102,32 @@ def geometry_of(
     blocks = _C.choose_blocks_per_extent(
         model, driver.granularity, min_part_bytes, driver.max_mappings
     )
+    if layout_of(spans) == "block" and len(spans) in stages:
+        # The largest that one of them needs. It mostly is a power of two, and fits the others.
+        blocks = max(
+            _C.choose_blocks_per_extent(
+                _together(config.num_blocks, spans[0][3], count),
+                driver.granularity,
+                min_part_bytes,
+                driver.max_mappings,
+            )
+            for count in stages
+        )
     return _C.Geometry(config.num_blocks, [region_bytes(config)], spans, blocks)
+
+
+def _together(num_blocks: int, page: int, layers: int) -> _C.Geometry:
+    """The cache of a rank that has so many layers, those of a block side by side."""
+    spans = [(0, index * page, layers * page, page) for index in range(layers)]
+    return _C.Geometry(num_blocks, [num_blocks * layers * page], spans)
+
+
+def layers_of_stages(layers: int, stages: int) -> list[int]:
+    """How many of a model's layers each pipeline stage has, as vLLM splits them."""
+    if stages == 1 or layers < stages:
+        return []
+    edges = [get_pp_indices(layers, stage, stages) for stage in range(stages)]
+    return [end - begin for begin, end in edges]
 
 
 def aligned_bytes(specs: dict[str, KVCacheSpec], available: int, granule: int) -> int:

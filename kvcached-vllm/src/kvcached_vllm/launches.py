@@ -15,11 +15,24 @@ class LaunchMarks:
         self._on_device = device.type == "cuda"
         self._events: list[torch.cuda.Event] = []
         self._next = 0
+        self._last: torch.cuda.Event | None = None
+        self._launching = False
+
+    @property
+    def busy(self) -> bool:
+        """Whether a step is being launched, or the device is not done with the last one. May be
+        asked on any thread."""
+        return self._launching or not (self._last is None or self._last.query())
+
+    def begin(self) -> None:
+        """A step is about to be launched; mark() follows."""
+        self._launching = True
 
     def mark(self, step: int) -> None:
         """Step `step` is launched; to be called on the thread and stream that launched it."""
         if not self._on_device:
             self._pager.launched(step)
+            self._launching = False
             return
         # The pager remembers this many launches, so that an older event is free to record.
         if len(self._events) <= _C.Pager.max_launches:
@@ -28,3 +41,5 @@ class LaunchMarks:
         self._next = (self._next + 1) % (_C.Pager.max_launches + 1)
         event.record()
         self._pager.launched(step, event.cuda_event)
+        self._last = event
+        self._launching = False

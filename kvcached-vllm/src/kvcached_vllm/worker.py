@@ -18,6 +18,7 @@ from kvcached_vllm.kv_layout import (
     aligned_bytes,
     config_reason,
     geometry_of,
+    layers_of_stages,
     layout_of,
     longest_request_blocks,
     uncovered_kind,
@@ -141,7 +142,8 @@ class ElasticWorker:
         assert self._driver is not None
         text = self.vllm_config.model_config.hf_text_config
         layers = getattr(text, "num_hidden_layers", 0) or 0
-        geometry = geometry_of(config, layers, self._driver, wanted.page_size_mb << 20)
+        stages = layers_of_stages(layers, self.vllm_config.parallel_config.pipeline_parallel_size)
+        geometry = geometry_of(config, layers, self._driver, wanted.page_size_mb << 20, stages)
         limit = wanted.limit or self._budget_bytes
         pager = _C.Pager(
             self._driver,
@@ -195,6 +197,8 @@ class ElasticWorker:
         """vLLM's execute_model(); marks the step as launched where no sampling follows."""
         if self._check is not None:
             self._check.check(scheduler_output, getattr(scheduler_output, "kvcached_step", 0))
+        if self._marks is not None:
+            self._marks.begin()
         output = super().execute_model(scheduler_output)  # type: ignore[misc]
         if self._marks is not None:
             step = getattr(scheduler_output, "kvcached_step", 0)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("vllm.kvcached")
 
-#: How long an engine launches nothing before it counts as idle, in seconds. With the cache's own
+#: How long an engine's device has nothing to do before it counts as idle, in seconds. With the cache's own
 #: grace (memory_thread.GRACE) well within the second after which an idle engine holds nothing.
 IDLE_AFTER = 0.5
 #: Above the peak that was seen, for what does not fit into the pieces that are free.
@@ -33,16 +33,27 @@ _SAY_AGAIN = 10.0
 _PATIENCE = 120.0
 
 
+class Launches(Protocol):
+    """Who knows of the steps; see kvcached_vllm.launches.LaunchMarks."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether a step is being launched, or the device is not done with the last one."""
+
+
 class WorkingMemory:
     """One worker's working memory: held while it works, given back when it is idle.
 
     hold() and release() are for the worker's thread; a thread of its own gives back.
     """
 
-    def __init__(self, pager: _C.Pager, device: torch.device, peak_bytes: int) -> None:
+    def __init__(
+        self, pager: _C.Pager, device: torch.device, peak_bytes: int, launches: Launches
+    ) -> None:
         """`peak_bytes`: the most that a step was seen to take."""
         self._pager = pager
         self._device = device
+        self._launches = launches
         self._bytes = int(peak_bytes * _MARGIN)
         self._lock = threading.Lock()
         self._held = False
@@ -116,5 +127,9 @@ class WorkingMemory:
             while self._held and not self._stopping:
                 time.sleep(IDLE_AFTER / 4)
                 with self._lock:
-                    if time.monotonic() - self._last_step >= IDLE_AFTER:
+                    # A step may take long, or stand in a collective until another rank has its
+                    # memory: it needs its own, and giving back would wait for it.
+                    if self._launches.busy:
+                        self._last_step = time.monotonic()
+                    elif time.monotonic() - self._last_step >= IDLE_AFTER:
                         self._give_back()

@@ -1,0 +1,118 @@
+"""When the leases of an engine are back: looked at in the ledgers, beside neighbours who look after
+them as other engines' pagers do."""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import psutil
+
+from benchmarks.pagers import PATIENCE, Slow
+from benchmarks.rank_pagers import Rank, end
+from benchmarks.shapes import BLOCK_MAJOR, plan_of
+from kvcached import _C, inventory, shm
+
+_GROUP = "neighbour"
+#: Between two looks, in seconds.
+_LOOK = 0.005
+
+
+def _serve(rank: Rank, rows: Path, door: Connection) -> None:
+    driver = rank.driver()
+    pager = _C.Pager(
+        driver,
+        plan_of(BLOCK_MAJOR, driver).geometry(2),
+        str(rows / f"{_GROUP}.{rank.ordinal}.row"),
+        _GROUP,
+        ledger=str(shm.ledger_path(rows, driver.device_id)),
+        terms=_C.LeaseTerms(_GROUP, str(rank.ordinal)),
+    )
+    pager.start()
+    door.send("ready")
+    with suppress(EOFError):
+        door.recv()  # until the other side is closed
+    pager.stop()
+
+
+@contextmanager
+def neighbours(kind: str, devices: int, rows: Path) -> Iterator[None]:
+    """Another engine's pager on every device, one extent large. Raises Slow."""
+    context = multiprocessing.get_context("spawn")
+    pairs = []
+    try:
+        for ordinal in range(devices):
+            ours, theirs = context.Pipe()
+            process = context.Process(
+                target=_serve, args=(Rank(kind, ordinal), rows, theirs), daemon=True
+            )
+            pairs.append((ours, process))
+            process.start()
+            theirs.close()
+        for door, _ in pairs:
+            if not door.poll(PATIENCE):
+                raise Slow("a neighbour did not start")
+            door.recv()
+        yield
+    finally:
+        end([door for door, _ in pairs], [process for _, process in pairs])
+
+
+@dataclass(frozen=True)
+class End:
+    """Of one rank; seconds."""
+
+    lease: float
+    """Until its ledger had no such lease."""
+    process: float
+    """Until its process had ended."""
+
+
+class LeaseEnd:
+    """The leases of the one engine beside the neighbours."""
+
+    def __init__(self, rows: Path) -> None:
+        self._rows = rows
+        self.first = self._leases()
+        """Process ids by rank when the look began."""
+
+    def wait(self, since: float, patience: float) -> dict[int, End]:
+        """By rank, from `since`, of time.time(); `patience` for what did not come."""
+        leases: dict[int, float] = {}
+        processes: dict[int, float] = {}
+        while time.time() - since < patience and not len(leases) == len(processes) == len(
+            self.first
+        ):
+            there = self._leases()
+            now = time.time() - since
+            for rank, pid in self.first.items():
+                if rank not in there:
+                    leases.setdefault(rank, now)
+                if not _lives(pid):
+                    processes.setdefault(rank, now)
+            time.sleep(_LOOK)
+        return {
+            rank: End(leases.get(rank, patience), processes.get(rank, patience))
+            for rank in self.first
+        }
+
+    def _leases(self) -> dict[int, int]:
+        devices, _ = inventory.devices(self._rows)
+        return {
+            lease.rank: lease.pid
+            for device in devices
+            for lease in device.leases
+            if lease.group != _GROUP
+        }
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False

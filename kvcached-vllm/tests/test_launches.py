@@ -1,0 +1,78 @@
+"""An engine is busy from before a step is launched until its device is done, and keeps its working
+memory as long."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from kvcached_vllm.launches import LaunchMarks
+from kvcached_vllm.working_memory import IDLE_AFTER, WorkingMemory
+
+
+class Pager:
+    """Remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+        self.reserved: list[int] = []
+
+    def launched(self, step: int, event: int = 0) -> None:
+        self.steps.append(step)
+
+    def reserve(self, size: int) -> None:
+        self.reserved.append(size)
+
+
+@pytest.fixture
+def pager() -> Pager:
+    return Pager()
+
+
+@pytest.fixture
+def working(
+    pager: Pager, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> Callable[[LaunchMarks], WorkingMemory]:
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+
+    def make(marks: LaunchMarks) -> WorkingMemory:
+        made = WorkingMemory(pager, torch.device("cpu"), 1 << 20, marks)  # type: ignore[arg-type]
+        request.addfinalizer(made.stop)
+        return made
+
+    return make
+
+
+def marks_of(pager: Pager) -> LaunchMarks:
+    return LaunchMarks(pager, torch.device("cpu"))  # type: ignore[arg-type]
+
+
+def test_a_step_is_busy_from_its_beginning_to_its_mark(pager: Pager) -> None:
+    marks = marks_of(pager)
+    assert not marks.busy
+    marks.begin()
+    assert marks.busy
+    marks.mark(7)
+    assert not marks.busy
+    assert pager.steps == [7]
+
+
+def test_a_step_that_takes_long_keeps_its_working_memory(
+    pager: Pager, working: Callable[[LaunchMarks], WorkingMemory]
+) -> None:
+    marks = marks_of(pager)
+    memory = working(marks)
+    memory.hold()
+    marks.begin()
+    told = list(pager.reserved)
+    time.sleep(2 * IDLE_AFTER)
+    assert pager.reserved == told, "it was given back in the middle of a step"
+    assert told[-1] == 0
+    marks.mark(1)
+    deadline = time.monotonic() + 4 * IDLE_AFTER
+    while pager.reserved == told and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert pager.reserved[-1] >= 1 << 20, "and given back when the engine was idle"
