@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 #: There where a GPU can be used.
@@ -15,15 +16,13 @@ class GpuMemory:
         self._devices = _devices()
 
     def used(self) -> tuple[int, ...]:
-        """Bytes in use on every GPU of the machine, in the order of NVML; none where there is no
-        GPU."""
+        """Bytes in use on every GPU that CUDA_VISIBLE_DEVICES names by number, or on all of the
+        machine, in the order of NVML; none where there is no GPU."""
         if not self._devices:
             return ()
         import pynvml
 
-        return tuple(
-            int(pynvml.nvmlDeviceGetMemoryInfo(device).used) for device in self._devices
-        )
+        return tuple(int(pynvml.nvmlDeviceGetMemoryInfo(device).used) for device in self._devices)
 
 
 def _devices() -> list[object]:
@@ -31,8 +30,11 @@ def _devices() -> list[object]:
         import pynvml
 
         pynvml.nvmlInit()
+        named = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+        numbers = sorted(int(name) for name in named if name.isdecimal())
         return [
-            pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())
+            pynvml.nvmlDeviceGetHandleByIndex(index)
+            for index in numbers or range(pynvml.nvmlDeviceGetCount())
         ]
     except ImportError:
         return []

@@ -125,7 +125,10 @@ def measure(report: Report, options: argparse.Namespace, named: bool, directory:
         books.start()
         load = traffic.play(
             running,
-            [arrivals.steady(options.rate, options.seconds, seed=seed) for seed in range(len(running))],
+            [
+                arrivals.steady(options.rate, options.seconds, seed=seed)
+                for seed in range(len(running))
+            ],
             {"prompt_tokens": options.prompt_tokens, "output_tokens": options.output_tokens},
             directory,
             options.patience,

@@ -44,9 +44,7 @@ BEFORE = 4.0
 IN_ALL = 8.0
 
 
-def start(
-    stack: ExitStack, options: argparse.Namespace, directory: Path
-) -> tuple[Server, Server]:
+def start(stack: ExitStack, options: argparse.Namespace, directory: Path) -> tuple[Server, Server]:
     """The vanilla and the elastic server, both ready."""
     model = models.find(options.model, directory)
     engine = {
@@ -160,7 +158,9 @@ class _Load(threading.Thread):
             name: {
                 "answered": sum(not answer["error"] for answer in answers),
                 "failed": sum(bool(answer["error"]) for answer in answers),
-                "errors": sorted({str(answer["error"])[:80] for answer in answers if answer["error"]}),
+                "errors": sorted(
+                    {str(answer["error"])[:80] for answer in answers if answer["error"]}
+                ),
             }
             for name, answers in load.answers.items()
         }

@@ -1,7 +1,8 @@
 """One engine alone: vLLM or SGLang (`--serving`) with kvcached over the same without.
 
-Engines run one after the other, vanilla and elastic in turn, each in new processes, with the same
-prompts in both. Each is started, left alone for a second, and then plays
+Vanilla and elastic get the same prompts, each in new processes: one after the other, or, with
+`--side-by-side`, both alive and taking turns, phase by phase, so that what is compared is seconds
+and not minutes apart. Each is started, left alone for a second, and then plays
 
   a ramp       `--ramp` sequences that join one by one over `--ramp-seconds` (0: none)
   bursts       a round to warm up, then `--rounds` rounds of `--requests` requests at once
@@ -18,7 +19,7 @@ The figures are elastic over vanilla, of the same round of the same pair.
   KV memory         what the pagers hold, over what vanilla vLLM reserves
   resident memory   of the engine's processes: vanilla's too grows only as it is touched
                     where there is no GPU
-  GPU memory        in use on the device, by whomever
+  GPU memory        in use on the device, by whomever; not of engines side by side
   growth            what steps waited for memory, from the pagers' counters
 """
 
@@ -28,78 +29,21 @@ import argparse
 import json
 import os
 import signal
-import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from benchmarks import engines, models, sglang_arguments, solo_memory, solo_speed
 from benchmarks.engines import EngineFailed
 from benchmarks.gpu_memory import HAS_GPU
-from benchmarks.meters import Meter
 from benchmarks.report import Report, arguments_of
+from benchmarks.solo_process import PROGRAMS, EngineProcess, phases_of
 from benchmarks.solo_run import Run
 
-
-#: The programs in an engine's process.
-_SERVING = {"vllm": "benchmarks.solo_engine", "sglang": "benchmarks.solo_sglang"}
 _NAMES = {"vllm": "vLLM", "sglang": "SGLang"}
-
-
-def run_engine(
-    order: dict[str, Any],
-    variables: dict[str, str],
-    directory: Path,
-    log: Path,
-    patience: float,
-    serving: str = "vllm",
-) -> Run:
-    """Starts an engine, watches it, and returns when it has ended."""
-    rows = directory / "rows"
-    report = directory / "report.json"
-    report.unlink(missing_ok=True)
-    command = [
-        sys.executable,
-        "-m",
-        _SERVING[serving],
-        json.dumps({**order, "report": str(report)}),
-    ]
-    with log.open("w") as out:
-        started = time.time()
-        process = subprocess.Popen(
-            command,
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            env=engines.environment(rows, variables),
-            cwd=engines.REPOSITORY,
-            start_new_session=True,
-        )
-        meter = Meter([process.pid], rows)
-        meter.start()
-        try:
-            status: int | str = process.wait(patience)
-        except subprocess.TimeoutExpired:
-            status = f"nothing after {patience:.0f} s"
-        finally:
-            meter.stop()
-            engines.end_group(process)
-    if status != 0 or not report.exists():
-        raise EngineFailed(f"the engine ended with {status}:\n{engines.last_lines(log)}")
-    return Run(
-        started,
-        {**json.loads(report.read_text()), "ranks": ranks_of(order["engine"])},
-        meter.readings,
-    )
-
-
-def ranks_of(engine: Mapping[str, Any]) -> int:
-    """How many ranks an engine with these arguments has, a device each on a machine with GPUs."""
-    return int(
-        engine.get("tensor_parallel_size", 1) * engine.get("pipeline_parallel_size", 1)
-    )
+_KINDS = {"vanilla": engines.VANILLA, "elastic": engines.ELASTIC}
 
 
 def order_of(options: argparse.Namespace, model: models.Model) -> dict[str, Any]:
@@ -137,46 +81,68 @@ def order_of(options: argparse.Namespace, model: models.Model) -> dict[str, Any]
     }
 
 
+def run_pair(
+    pair: int, order: dict[str, Any], model: models.Model, options: argparse.Namespace, where: Path
+) -> dict[str, Run]:
+    """A vanilla engine and an elastic one. Raises EngineFailed."""
+    logs = engines.logs_of(options, where)
+    # Which comes first changes, so that a machine that gets slower favours neither.
+    kinds = list(_KINDS) if pair % 2 == 0 else list(_KINDS)[::-1]
+    runs: dict[str, Run] = {}
+    with ExitStack() as stack:
+        started: list[EngineProcess] = []
+        for kind in kinds:
+            engine = stack.enter_context(
+                EngineProcess(
+                    options.serving,
+                    order,
+                    {**model.variables(), **_KINDS[kind]},
+                    where / kind,
+                    logs / f"solo-{kind}-{pair + 1}.log",
+                    options.patience,
+                )
+            )
+            engine.wait_until_ready()
+            started.append(engine)
+            if not options.side_by_side:
+                for _ in range(phases_of(order)):
+                    engine.play()
+                runs[kind] = engine.finish()
+        if options.side_by_side:
+            for phase in range(phases_of(order)):
+                for engine in started if phase % 2 == 0 else started[::-1]:
+                    engine.play()
+            runs = {kind: engine.finish() for kind, engine in zip(kinds, started, strict=True)}
+    for kind, run in runs.items():
+        print(f"pair {pair + 1} of {options.pairs}, {kind}: {run}", flush=True)
+    return runs
+
+
 def measure(report: Report, options: argparse.Namespace) -> None:
     """Runs the engines and adds every row."""
     shared = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
     with tempfile.TemporaryDirectory(prefix="kvcached-bench-", dir=shared) as name:
-        directory = Path(name)
-        model = models.find(options.model, directory)
+        model = models.find(options.model, Path(name))
         order = order_of(options, model)
         report.note(order=order, environment=engines.chosen())
-        logs = engines.logs_of(options, directory)
-        runs: dict[str, list[Run]] = {"vanilla": [], "elastic": []}
-        kinds = (("vanilla", engines.VANILLA), ("elastic", engines.ELASTIC))
+        pairs: list[dict[str, Run]] = []
         try:
             for pair in range(options.pairs):
-                # Which comes first changes, so that a machine that gets slower favours neither.
-                for engine, variables in kinds if pair % 2 == 0 else kinds[::-1]:
-                    run = run_engine(
-                        order,
-                        {**model.variables(), **variables},
-                        directory,
-                        logs / f"solo-{engine}-{pair + 1}.log",
-                        options.patience,
-                        options.serving,
-                    )
-                    runs[engine].append(run)
-                    print(f"pair {pair + 1} of {options.pairs}, {engine}: {run}", flush=True)
+                pairs.append(run_pair(pair, order, model, options, Path(name)))
         except EngineFailed as failure:
-            pairs = min(map(len, runs.values()))
-            if pairs == 0:
+            if not pairs:
                 raise
             # What was measured before is not thrown away, and the failure is in the result.
             print(failure, file=sys.stderr)
             report.fail("the pairs after these", str(failure).splitlines()[0])
-            runs = {engine: found[:pairs] for engine, found in runs.items()}
-    solo_speed.add_rows(report, runs["elastic"], runs["vanilla"])
-    solo_memory.add_rows(report, runs["elastic"], runs["vanilla"])
+    elastic, vanilla = ([pair[kind] for pair in pairs] for kind in ("elastic", "vanilla"))
+    solo_speed.add_rows(report, elastic, vanilla)
+    solo_memory.add_rows(report, elastic, vanilla, alone=not options.side_by_side)
     report.note(
         runs=[
-            {"engine": name, **run.report, "memory": run.timeline, "phases": run.phases}
-            for name, found in runs.items()
-            for run in found
+            {"engine": kind, **run.report, "memory": run.timeline, "phases": run.phases}
+            for kind, runs in (("vanilla", vanilla), ("elastic", elastic))
+            for run in runs
         ]
     )
 
@@ -188,7 +154,7 @@ def _told_to_end(*_: object) -> None:
 def main() -> int:
     parser = arguments_of(__doc__ or "")
     add = parser.add_argument
-    add("--serving", choices=tuple(_SERVING), default="vllm")
+    add("--serving", choices=tuple(PROGRAMS), default="vllm")
     add("--model", default="tiny", help=models.NAMES)
     add("--pairs", type=int, default=3, help="engines of each kind, in turn")
     add("--rounds", type=int, default=5, help="measured bursts of each engine")
@@ -203,6 +169,7 @@ def main() -> int:
     add("--ramp-seconds", type=float, default=4, help="from the first to the last of them")
     add("--ramp-tokens", type=int, default=1024, help="of each answer: all are to run at once")
     add("--patience", type=float, default=900, help="seconds for one engine to do everything")
+    add("--side-by-side", action="store_true", help="both engines of a pair at once, in turns")
     add(
         "--engine",
         type=json.loads,

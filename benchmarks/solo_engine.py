@@ -11,6 +11,7 @@ Started with one argument, the order as JSON. The phases, in this order:
 from __future__ import annotations
 
 import asyncio
+import gc
 import hashlib
 import json
 import sys
@@ -24,6 +25,7 @@ from typing import Any
 import psutil
 
 from benchmarks.solo_prompts import Prompts, Request
+from benchmarks.solo_turns import EngineSide
 
 #: Quiet time between being ready and the first request: memory after the start is read there.
 QUIET_SECONDS = 1.0
@@ -87,10 +89,7 @@ async def play(put: Ask, phase: str, requests: Sequence[Request]) -> dict[str, A
     processor = processor_seconds()
     began, start = time.time(), time.perf_counter()
     answers = await asyncio.gather(
-        *(
-            put(f"{phase}-{number}", request, start)
-            for number, request in enumerate(requests)
-        )
+        *(put(f"{phase}-{number}", request, start) for number, request in enumerate(requests))
     )
     seconds = time.perf_counter() - start
     tokens = [answer.tokens for answer in answers]
@@ -149,19 +148,31 @@ async def measure(
 ) -> dict[str, Any]:
     """Plays every phase of the order on an engine that is ready. `facts`: cache_facts()."""
     prompts = Prompts(order, vocabulary)
+    turns = EngineSide(order["turns"])
     report: dict[str, Any] = {"ready": time.time(), **facts}
+
+    async def in_turn(name: str, requests: Sequence[Request]) -> dict[str, Any]:
+        await turns.wait()
+        played = await play(put, name, requests)
+        turns.done()
+        return played
+
+    # As vLLM's and SGLang's servers do: else every full collection walks all that was imported.
+    gc.collect()
+    gc.freeze()
     await asyncio.sleep(QUIET_SECONDS)
-    report["first"] = await play(put, "first", prompts.burst(-1, _FIRST_REQUESTS))
+    turns.done()
+    report["first"] = await in_turn("first", prompts.burst(-1, _FIRST_REQUESTS))
     if order["ramp"]:
-        report["ramp"] = await play(put, "ramp", prompts.ramp())
+        report["ramp"] = await in_turn("ramp", prompts.ramp())
     # The first round is not counted: it meets everything cold.
     bursts = [
-        await play(put, f"round{turn}", prompts.burst(turn, order["requests"]))
+        await in_turn(f"round{turn}", prompts.burst(turn, order["requests"]))
         for turn in range(order["rounds"] + 1)
     ]
     report["warm_up"], report["rounds"] = bursts[0], bursts[1:]
     report["steady"] = [
-        await play(put, f"steady{turn}", prompts.steady(turn))
+        await in_turn(f"steady{turn}", prompts.steady(turn))
         for turn in range(order["steady_rounds"] if order["rate"] else 0)
     ]
     report["last_answer"] = time.time()

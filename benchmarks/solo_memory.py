@@ -22,8 +22,9 @@ _PEAK: tuple[str, _Moment] = ("peak", lambda run: run.busy)
 _SECOND_LATER: tuple[str, _Moment] = ("1 s later", lambda run: run.one_second_later)
 
 
-def add_rows(report: Report, elastic: list[Run], vanilla: list[Run]) -> None:
-    """Adds every row for which there are readings."""
+def add_rows(report: Report, elastic: list[Run], vanilla: list[Run], alone: bool) -> None:
+    """Adds every row for which there are readings; of the GPU's memory where engines had it
+    `alone`."""
     reserved = Samples("MiB", [run.report["kv_bytes"] / _MIB for run in vanilla])
     for name, moment in (_PEAK, _SECOND_LATER):
         held = Samples("MiB", [_held(moment(run)) / _MIB for run in elastic])
@@ -41,7 +42,7 @@ def add_rows(report: Report, elastic: list[Run], vanilla: list[Run]) -> None:
         )
         parts = {"elastic": ours, "vanilla": theirs}
         report.add(Row(f"resident memory, {name}", ratios(ours, theirs), parts=parts))
-    if all(read.gpu is not None for run in (*elastic, *vanilla) for read in run.fresh):
+    if alone and all(read.gpu is not None for run in (*elastic, *vanilla) for read in run.fresh):
         _add_gpus(report, elastic, vanilla, reserved)
     _add_growth(report, elastic)
 

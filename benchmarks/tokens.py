@@ -156,9 +156,7 @@ def answer(
     for label in ["vanilla"] + ["vanilla-own"] * options.own_batches:
         if not found[0].problem:
             own = label == "vanilla-own"
-            found.append(
-                run(f"{name}-{label}", feature, model, options, directory, found[0], own)
-            )
+            found.append(run(f"{name}-{label}", feature, model, options, directory, found[0], own))
     return found
 
 
