@@ -21,9 +21,7 @@ class GpuMemory:
             return ()
         import pynvml
 
-        return tuple(
-            int(pynvml.nvmlDeviceGetMemoryInfo(device).used) for device in self._devices
-        )
+        return tuple(int(pynvml.nvmlDeviceGetMemoryInfo(device).used) for device in self._devices)
 
 
 def _devices() -> list[object]:

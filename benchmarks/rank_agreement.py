@@ -51,7 +51,9 @@ def read(rows: Path) -> list[Agreement]:
         facts = row.describe()
         if facts["mode"] == "elastic":
             found[path.name.rsplit(".", 2)[0]][facts["rank"]] = row
-    return [_agreement(name, [ranks[rank] for rank in sorted(ranks)]) for name, ranks in found.items()]
+    return [
+        _agreement(name, [ranks[rank] for rank in sorted(ranks)]) for name, ranks in found.items()
+    ]
 
 
 def _agreement(name: str, ranks: Sequence[_C.Row]) -> Agreement:

@@ -87,9 +87,7 @@ def run_engine(
 
 def ranks_of(engine: Mapping[str, Any]) -> int:
     """How many ranks an engine with these arguments has, a device each on a machine with GPUs."""
-    return int(
-        engine.get("tensor_parallel_size", 1) * engine.get("pipeline_parallel_size", 1)
-    )
+    return int(engine.get("tensor_parallel_size", 1) * engine.get("pipeline_parallel_size", 1))
 
 
 def order_of(options: argparse.Namespace, model: models.Model) -> dict[str, Any]:
