@@ -1,8 +1,8 @@
 """Four engines on two GPUs, two on each, started at the same moment.
 
-Once without KVCACHED_IPC_NAME, so that nothing but vLLM's own instance id tells them apart, and once
-with a name for each. Under load and at rest: does every one serve, has each its own lease and row, and
-does each device's ledger count exactly what the pagers on that device hold?
+Once without KVCACHED_IPC_NAME, so that nothing but vLLM's own instance id tells them apart, and
+once with a name for each. Under load and at rest: does every one serve, has each its own lease and
+row, and does each device's ledger count exactly what the pagers on that device hold?
 
 Without a GPU all four are on this machine's memory, which is one device.
 """

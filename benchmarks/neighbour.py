@@ -5,8 +5,8 @@ Started with one argument, the order as JSON; ends at SIGTERM. It prints a line 
 took, freed or failed to take memory. It leaves `headroom` free as somebody would who does not want
 to crash himself, and being refused is no failure: then it frees something.
 
-Where `fill` is asked for it does not wander: it takes all there is but `headroom`, keeps it for some
-seconds, and gives everything back.
+Where `fill` is asked for it does not wander: it takes all there is but `headroom`, keeps it for
+some seconds, and gives everything back.
 
 On a GPU it calls the CUDA driver itself; without one it takes anonymous memory of the host.
 """

@@ -4,9 +4,9 @@ Both servers run at the same time under the same load; then SIGKILL goes to one 
 vLLM does then, kvcached must leave alone: both servers end, with the same status. The memory that
 the dead rank and the other one had accounted for must be its neighbours' within a second.
 
-Every device has such a neighbour, as a pager of another engine would be: somebody has to look whether
-the owners of leases live. Before the kill both servers are asked what their ranks talk to each other
-with, which kvcached must leave alone, too.
+Every device has such a neighbour, as a pager of another engine would be: somebody has to look
+whether the owners of leases live. Before the kill both servers are asked what their ranks talk to
+each other with, which kvcached must leave alone, too.
 """
 
 from __future__ import annotations
@@ -36,6 +36,9 @@ _MIB = 1 << 20
 BACK = Target(at_most=1.0)
 NONE = Target(at_most=0)
 ALIKE = Target(at_least=1)
+#: Two servers on the same GPUs: vanilla vLLM would take all of them, and fails to start where
+#: somebody else's memory changes while it looks how much is free.
+_BESIDE_ANOTHER = {"gpu_memory_utilization": 0.3, "kv_cache_memory_bytes": 8 << 30}
 #: Until a server whose rank was killed has ended, in seconds. vLLM gives its workers 5 to end by
 #: themselves and 4 more after SIGTERM.
 ENDS_WITHIN = 60.0
@@ -52,6 +55,7 @@ def start(stack: ExitStack, options: argparse.Namespace, directory: Path) -> tup
         "max_model_len": options.prompt_tokens + options.output_tokens,
         "enforce_eager": True,
         "tensor_parallel_size": 2,
+        **(_BESIDE_ANOTHER if HAS_GPU else {}),
         **communicators.ARGUMENTS,
         **options.engine,
     }

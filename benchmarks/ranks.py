@@ -11,7 +11,6 @@ second rank's driver has a budget where its device is to be full.
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import tempfile
@@ -24,7 +23,7 @@ from benchmarks.pagers import Slow
 from benchmarks.rank_pagers import Rank, RankedEngine
 from benchmarks.report import Report, Row, Target, arguments_of
 from benchmarks.samples import Samples, ratios
-from benchmarks.shapes import BLOCK_MAJOR
+from benchmarks.shapes import BLOCK_MAJOR, plan_of
 from kvcached import _C
 
 STEP = Target(at_most=1.2)
@@ -98,7 +97,7 @@ def _round(engine: RankedEngine, step: int, repeated: int) -> tuple[float, float
 
 def measure_refusal(report: Report, kind: str, directory: Path) -> None:
     """Adds what becomes of extents that the second rank's device has no room for."""
-    extent = rank_pagers.plan_of(BLOCK_MAJOR, Rank(kind).driver()).extent_bytes
+    extent = plan_of(BLOCK_MAJOR, Rank(kind).driver()).extent_bytes
     room = LEFT // extent if kind == "cuda" else TOO_MANY
     budget = 0 if kind == "cuda" else (room + 1) * extent  # and the pinned one
     ranks = [Rank(kind, 0), Rank(kind, 1, budget)]
@@ -181,12 +180,12 @@ def main() -> int:
     report = Report("ranks", options)
     memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
     with tempfile.TemporaryDirectory(prefix="kvcached-bench-", dir=memory) as name:
-        for part, run in (
-            ("growth", lambda: measure_growth(report, options.driver, rounds, Path(name))),
-            ("refusal", lambda: measure_refusal(report, options.driver, Path(name))),
-        ):
+        for part in ("growth", "refusal"):
             try:
-                run()
+                if part == "growth":
+                    measure_growth(report, options.driver, rounds, Path(name))
+                else:
+                    measure_refusal(report, options.driver, Path(name))
             except (Slow, EOFError, _C.Error) as failure:
                 report.fail(part, str(failure) or "a pager's process ended")
     return report.finish(f"Two ranks on the {options.driver} driver; times a growth step")

@@ -128,9 +128,7 @@ class ElasticGPUWorker(ElasticWorker, Worker):  # type: ignore[misc]
         finally:
             self._warming_up = False
         if self._pager is not None and self._marks is not None:
-            self._working = WorkingMemory(
-                self._pager, self.device, self._peak_bytes, self._marks
-            )
+            self._working = WorkingMemory(self._pager, self.device, self._peak_bytes, self._marks)
         return result
 
     def execute_model(self, scheduler_output: SchedulerOutput) -> Any:

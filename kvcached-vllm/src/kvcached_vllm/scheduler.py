@@ -83,7 +83,8 @@ class _Elastic:
                 raise NotElastic(f"kvcached: KVCACHED_REQUIRED=true, but: {reason}")
             _log.warning("kvcached: vanilla: %s", reason)
             return None
-        facts = _C.Row.attach(paths[0]).describe()
+        # Of the rank whose limit holds the fewest blocks: a pipeline's stages may differ.
+        facts = min((_C.Row.attach(path).describe() for path in paths), key=_limit_blocks)
         page = facts["max_unit_extents"]  # what one driver call commits
         pool = _C.Pool(paths, wanted.min_reserved_pages * page, wanted.max_reserved_pages * page)
         self._check_longest_request(facts)

@@ -25,7 +25,7 @@ from kvcached_vllm.kv_layout import (
 )
 from kvcached_vllm.kv_placement import allocations_of, spans_of
 from kvcached_vllm.launches import LaunchMarks
-from kvcached_vllm.sanity import StepCheck
+from kvcached_vllm.sanity import SanityError, StepCheck
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
@@ -196,7 +196,7 @@ class ElasticWorker:
     def execute_model(self, scheduler_output: SchedulerOutput) -> Any:
         """vLLM's execute_model(); marks the step as launched where no sampling follows."""
         if self._check is not None:
-            self._check.check(scheduler_output, getattr(scheduler_output, "kvcached_step", 0))
+            self._check_step(self._check, scheduler_output)
         if self._marks is not None:
             self._marks.begin()
         output = super().execute_model(scheduler_output)  # type: ignore[misc]
@@ -207,6 +207,18 @@ class ElasticWorker:
             else:
                 self._step_to_mark = step
         return output
+
+    def _check_step(self, check: StepCheck, plan: SchedulerOutput) -> None:
+        try:
+            check.check(plan, getattr(plan, "kvcached_step", 0))
+        except SanityError as error:
+            parallel = self.vllm_config.parallel_config
+            if self.rank == output_rank(parallel):
+                raise
+            # vLLM's executor hears of the failures of one rank. The others' are logged, and the
+            # engine would stand in the next collective until a time-out.
+            _log.error("%s", error)
+            raise SystemExit(1) from error
 
     def sample_tokens(self, grammar_output: Any) -> Any:
         """vLLM's sample_tokens(); the step is launched behind it."""
@@ -222,6 +234,13 @@ class ElasticWorker:
             self._pager.stop()
         self._row = None
         super().shutdown()  # type: ignore[misc]
+
+
+def output_rank(parallel: Any) -> int:
+    """The rank whose answers vLLM's executor waits for: the first of the last pipeline stage (0.26
+    v1/executor/multiproc_executor.py, MultiprocExecutor._get_output_rank)."""
+    stage = parallel.tensor_parallel_size * getattr(parallel, "prefill_context_parallel_size", 1)
+    return int(parallel.world_size - stage)
 
 
 def _advice(error: str, wanted: Settings) -> str:

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("vllm.kvcached")
 
-#: How long an engine's device has nothing to do before it counts as idle, in seconds. With the cache's own
-#: grace (memory_thread.GRACE) well within the second after which an idle engine holds nothing.
+#: How long an engine's device has nothing to do before it counts as idle, in seconds. With the
+#: cache's own grace (memory_thread.GRACE) well within the second after which an idle engine holds
+#: nothing.
 IDLE_AFTER = 0.5
 #: Above the peak that was seen, for what does not fit into the pieces that are free.
 _MARGIN = 1.1
