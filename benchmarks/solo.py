@@ -42,7 +42,6 @@ from benchmarks.meters import Meter
 from benchmarks.report import Report, arguments_of
 from benchmarks.solo_run import Run
 
-
 #: The programs in an engine's process.
 _SERVING = {"vllm": "benchmarks.solo_engine", "sglang": "benchmarks.solo_sglang"}
 _NAMES = {"vllm": "vLLM", "sglang": "SGLang"}

@@ -87,10 +87,7 @@ async def play(put: Ask, phase: str, requests: Sequence[Request]) -> dict[str, A
     processor = processor_seconds()
     began, start = time.time(), time.perf_counter()
     answers = await asyncio.gather(
-        *(
-            put(f"{phase}-{number}", request, start)
-            for number, request in enumerate(requests)
-        )
+        *(put(f"{phase}-{number}", request, start) for number, request in enumerate(requests))
     )
     seconds = time.perf_counter() - start
     tokens = [answer.tokens for answer in answers]

@@ -1,4 +1,4 @@
-"""KVCACHED_SANITY_CHECK=true: every batch is checked against the page table before it is launched."""
+"""KVCACHED_SANITY_CHECK=true: each batch is checked against the page table before its launch."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ class StepCheck:
         self._extents = facts["num_extents"]
 
     def check(self, batch: Any, step: int) -> None:
-        """Raises SanityError for the first slot of batch `step` that has no memory on this rank, for
-        one that was handed out twice, or where memory was written to after its release. Waits for
-        the device's copies, as nothing else in a step does."""
+        """Raises SanityError for the first slot of batch `step` that has no memory on this rank,
+        for one that was handed out twice, or where memory was written to after its release. Waits
+        for the device's copies, as nothing else in a step does."""
         if violation := self._pager.violation:
             raise SanityError(step, f"rank {self._rank}: {violation}")
         if not batch.reqs:

@@ -1,8 +1,8 @@
 """What an engine works with beside weights and cache: given back while it is idle.
 
-PyTorch's allocator keeps what activations have taken. A neighbour could use it while this engine has
-nothing to do, so it goes back, and the ledger keeps room for it; before the next batch it is taken
-again, all at once, where an engine can still wait for it.
+PyTorch's allocator keeps what activations have taken. A neighbour could use it while this engine
+has nothing to do, so it goes back, and the ledger keeps room for it; before the next batch it is
+taken again, all at once, where an engine can still wait for it.
 """
 
 from __future__ import annotations
