@@ -106,7 +106,7 @@ class MemoryKeeper:
             pool.ensure(needs.decode, RUNNING_BUDGET)
         if needs.next_batch > pool.num_free:
             pool.ensure(needs.next_batch, STEP_BUDGET)
-        pool.expect(needs.next_batch)
+        pool.expect(needs.ahead)
 
     def _turn_idle(self) -> None:
         now = time.monotonic()
