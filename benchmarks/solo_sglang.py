@@ -1,5 +1,5 @@
-"""The program in an engine's process for benchmarks.solo with SGLang: what benchmarks/solo_engine.py
-is for vLLM, with the same phases.
+"""The program in an engine's process for benchmarks.solo with SGLang, with the phases of
+benchmarks/solo_engine.py.
 
 Started with one argument, the order as JSON.
 """

@@ -12,6 +12,7 @@ from conftest import PAGES_PER_EXTENT
 from kvcached_sglang import keeper
 from kvcached_sglang.agreement import Agreement, Terms
 from kvcached_sglang.keeper import MemoryKeeper
+from kvcached_sglang.needs import Needs
 from kvcached_sglang.page_supply import PageSupply
 
 
@@ -150,3 +151,38 @@ def test_idle_ranks_meet_at_the_same_turns_whatever_their_clocks_say(
         kept.before_batch()
         turn += 1
     assert turns == [0, 64, 128, 192]
+
+
+def test_memory_of_the_batch_after_the_next_is_wanted_while_the_device_works() -> None:
+    assert Needs(decode=3, prefill=10, prompts=50, oldest=0).ahead == 3 + 20
+    assert Needs(decode=3, prefill=10, prompts=14, oldest=0).ahead == 3 + 14
+    assert Needs(decode=3, prefill=10, prompts=8, oldest=0).ahead == 3 + 10
+
+
+class _Working:
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    def hold(self) -> None:
+        self.calls.append("hold")
+
+    def give_back(self) -> None:
+        self.calls.append("give back")
+
+
+def test_working_memory_is_held_for_batches_and_given_back_when_idle(
+    supply: PageSupply, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr(keeper.time, "monotonic", lambda: now[0])
+    engine, working = Engine(supply), _Working()
+    kept: Any = working
+    tended = MemoryKeeper(engine, supply, Agreement(None, 1), lambda *_: None, -1, None, None, kept)
+    engine.wait(4)
+    tended.before_batch()
+    engine.waiting_queue.clear()
+    tended.before_batch()
+    assert working.calls == ["hold"], "it was given back before the grace was over"
+    now[0] += keeper.GRACE + keeper._IDLE_LOOK
+    tended.before_batch()
+    assert working.calls == ["hold", "give back"]

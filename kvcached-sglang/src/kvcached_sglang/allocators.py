@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    import torch
 
     from kvcached_sglang.page_supply import PageSupply
 
@@ -25,15 +25,15 @@ def supply_of(allocator: Any) -> PageSupply | None:
 
 def put_under(allocator: Any, supply: PageSupply) -> None:
     """Lets a supply answer for an allocator from which nothing has been taken."""
-    _empty(allocator)
+    _empty(allocator, supply)
     setattr(allocator, _ATTRIBUTE, supply)
 
 
-def _empty(allocator: Any) -> None:
-    nothing = torch.empty(0, dtype=torch.int64, device=allocator.device)
-    allocator.free_pages = nothing
+def _empty(allocator: Any, supply: PageSupply) -> None:
+    # Stock methods make new lists of these and never write to them.
+    allocator.free_pages = supply.nothing
     if getattr(allocator, "release_pages", None) is not None:
-        allocator.release_pages = nothing
+        allocator.release_pages = supply.nothing
 
 
 def _sweep(allocator: Any, supply: PageSupply) -> None:
@@ -41,7 +41,7 @@ def _sweep(allocator: Any, supply: PageSupply) -> None:
     allocator.merge_and_sort_free()
     if allocator.free_pages.numel():
         supply.give(allocator.free_pages)
-        _empty(allocator)
+        _empty(allocator, supply)
 
 
 def available_size(original: Callable[..., Any], self: Any) -> Any:
@@ -126,7 +126,7 @@ def clear(original: Callable[..., Any], self: Any) -> Any:
     result = original(self)
     supply = supply_of(self)
     if supply is not None:
-        _empty(self)
+        _empty(self, supply)
         supply.clear()
         supply.pool.balance(True)  # at once: whoever flushes wants the memory
     return result

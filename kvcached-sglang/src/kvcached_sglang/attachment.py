@@ -65,7 +65,7 @@ def _hooks() -> dict[str, tuple[str, Callable[..., Any]]] | str:
         f"{_PAGED}.alloc_extend": ("around", allocators.alloc_extend),
         f"{_PAGED}.alloc_decode": ("around", allocators.alloc_decode),
         f"{_MGR}.scheduler.Scheduler.get_next_batch_to_run": ("before", scheduling.before_batch),
-        f"{_MGR}.scheduler.Scheduler.run_batch": ("after", scheduling.after_launch),
+        f"{_MGR}.scheduler.Scheduler.run_batch": ("around", scheduling.run_batch),
         f"{observer}.session_held_tokens": ("after", scheduling.session_held_tokens),
     }
     for allocator in (_TOKEN, _PAGED):

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from kvcached.policy import PolicyRunner
     from kvcached.telemetry.reporter import EventReporter
     from kvcached_sglang.page_supply import PageSupply
+    from kvcached_sglang.working_memory import WorkingMemory
 
 _log = logging.getLogger("sglang.kvcached")
 
@@ -48,9 +49,11 @@ class MemoryKeeper:
         max_cached_tokens: int,
         reporter: EventReporter | None = None,
         policy: PolicyRunner | None = None,
+        working: WorkingMemory | None = None,
     ) -> None:
         """`evict`: drops so many tokens of a prefix cache. `max_cached_tokens`: -1 for no cap.
-        `policy`: who sets entitlements in place of the ledger's own policy."""
+        `policy`: who sets entitlements in place of the ledger's own policy. `working`: None where
+        a batch needs no memory that anybody accounts for."""
         self._scheduler = scheduler
         self._supply = supply
         self._agreement = agreement
@@ -58,6 +61,7 @@ class MemoryKeeper:
         self._cap = max_cached_tokens
         self._reporter = reporter
         self._policy = policy
+        self._working = working
         self._idle_since: float | None = None
         self._idle_turns = 0
         self._next_look = 0.0
@@ -71,6 +75,8 @@ class MemoryKeeper:
             self._turn_idle()
         else:
             self._idle_since = None
+            if self._working is not None:
+                self._working.hold()
             self._turn_busy()
         if self._reporter is not None:
             self._reporter.look()
@@ -100,7 +106,7 @@ class MemoryKeeper:
             pool.ensure(needs.decode, RUNNING_BUDGET)
         if needs.next_batch > pool.num_free:
             pool.ensure(needs.next_batch, STEP_BUDGET)
-        pool.expect(needs.next_batch)
+        pool.expect(needs.ahead)
 
     def _turn_idle(self) -> None:
         now = time.monotonic()
@@ -130,6 +136,8 @@ class MemoryKeeper:
         evict = max(self._over_cap(), self._owed())
         if settled:
             evict = max(evict, self._scattered())
+            if self._working is not None:
+                self._working.give_back()
         terms = self._agreement.settle(Terms(supply.offer(0), evict))
         supply.grant(terms.pages)
         self._drop(terms.evict)

@@ -58,6 +58,7 @@ class RankMemory:
             ledger=str(shm.ledger_path(identity.directory(settings), driver.device_id)),
             shared=bool(settings.shm_group),
             terms=self._terms(geometry, limit, driver.granularity),
+            sanity_check=settings.sanity_check,
         )
         try:
             self.pager.start()
@@ -103,7 +104,8 @@ class RankMemory:
             f"({(facts['num_blocks'] - 1) * page:,} tokens in pages of {page}), "
             f"limit {format_size(facts['limit_bytes'])}, "
             f"extent {format_size(facts['extent_bytes'])} "
-            f"({facts['blocks_per_extent'] * page:,} tokens), driver {facts['driver']}{ranks}",
+            f"({facts['blocks_per_extent'] * page:,} tokens), driver {facts['driver']}{ranks}"
+            f"{', sanity check on' if self._settings.sanity_check else ''}",
             f"kvcached: lease on {device['device']}: {lease['group']}/{lease['instance']}, floor "
             f"{format_size(lease['floor_bytes'])}, weight {lease['weight']:g}; "
             f"{format_size(device['used_bytes'])} of {format_size(device['capacity_bytes'])} in "

@@ -28,6 +28,12 @@ class Needs:
         """Pages that the next batch takes at most."""
         return self.decode + self.prefill
 
+    @property
+    def ahead(self) -> int:
+        """Pages to have ahead: of the next batch and, where prompts are left for it, of the one
+        after, so that its memory is made while the device works on the first."""
+        return self.decode + min(max(self.prompts, self.prefill), 2 * self.prefill)
+
 
 def needs_of(scheduler: Any, page_size: int) -> Needs:
     """Looks at a scheduler between two batches."""

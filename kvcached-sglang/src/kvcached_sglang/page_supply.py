@@ -33,6 +33,8 @@ class PageSupply:
         self.page_size = page_size
         self.pages = pool.num_blocks - 1
         """Pages of the address space, without page 0."""
+        self.nothing = torch.empty(0, dtype=torch.int64, device=device)
+        """No ids, on the engine's device."""
         self._device = device
         self._pinned = device.type == "cuda"
         self._returned = ReturnedIds(pool, device)
@@ -45,6 +47,11 @@ class PageSupply:
     def used(self) -> int:
         """Pages in the engine's hands: of requests and of its prefix cache."""
         return self._used
+
+    @property
+    def step(self) -> int:
+        """The number of the last batch that was launched."""
+        return self._step
 
     @property
     def available_tokens(self) -> int:
@@ -62,7 +69,7 @@ class PageSupply:
         if pages > self._granted - self._used:
             return None
         if pages == 0:
-            return torch.empty(0, dtype=torch.int64, device=self._device)
+            return self.nothing
         self._back(pages)
         self._used += pages
         return self._take(pages).to(self._device, non_blocking=True)

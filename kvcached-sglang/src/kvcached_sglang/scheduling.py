@@ -1,5 +1,5 @@
-"""Hooks on SGLang's scheduler: before a batch is formed, after it is launched, and in the sum of
-its leak check."""
+"""Hooks on SGLang's scheduler: before a batch is formed, around its launch, and in the sum of its
+leak check."""
 
 from __future__ import annotations
 
@@ -15,8 +15,12 @@ from kvcached_sglang.agreement import Agreement
 from kvcached_sglang.keeper import MemoryKeeper
 from kvcached_sglang.launches import LaunchMarks
 from kvcached_sglang.pools import memory_of_this_process, settings
+from kvcached_sglang.sanity import StepCheck
+from kvcached_sglang.working_memory import WorkingMemory
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from kvcached_sglang.memory import RankMemory
     from kvcached_sglang.page_supply import PageSupply
 
@@ -37,6 +41,9 @@ class _Tended:
             ledgers = [_C.Row.attach(path).describe()["ledger"] for path in paths]
             policy = PolicyRunner.installed(ledgers)
             metrics.publish(scheduler.server_args, wanted, place)
+        device = memory.region.device
+        self.stream = scheduler.forward_stream if scheduler.enable_overlap else None
+        on_gpu = device.type == "cuda"
         self.keeper = MemoryKeeper(
             scheduler,
             supply,
@@ -45,9 +52,13 @@ class _Tended:
             wanted.max_cached_tokens,
             reporter,
             policy,
+            WorkingMemory(memory.pager, device, self.stream) if on_gpu else None,
         )
         self.supply = supply
-        self.marks = LaunchMarks(memory.pager, memory.region.device)
+        self.marks = LaunchMarks(memory.pager, device)
+        self.check = None
+        if wanted.sanity_check:
+            self.check = StepCheck(memory.pager, _C.Row.attach(memory.path), supply.page_size)
 
 
 _tended: dict[int, _Tended] = {}
@@ -76,12 +87,17 @@ def before_batch(scheduler: Any, *args: Any, **kwargs: Any) -> None:
         tended.keeper.before_batch()
 
 
-def after_launch(result: Any, scheduler: Any, *args: Any, **kwargs: Any) -> Any:
-    """AFTER ``run_batch()``: what is freed from here on may still be in the batch's hands."""
+def run_batch(
+    original: Callable[..., Any], scheduler: Any, batch: Any, *args: Any, **kwargs: Any
+) -> Any:
+    """AROUND ``run_batch()``: what is freed from here on may still be in the batch's hands."""
     tended = _of(scheduler)
-    if tended is not None:
-        step = tended.supply.launched()
-        tended.marks.mark(step, scheduler.forward_stream if scheduler.enable_overlap else None)
+    if tended is None:
+        return original(scheduler, batch, *args, **kwargs)
+    if tended.check is not None:
+        tended.check.check(batch, tended.supply.step + 1)
+    result = original(scheduler, batch, *args, **kwargs)
+    tended.marks.mark(tended.supply.launched(), tended.stream)
     return result
 
 
