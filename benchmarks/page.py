@@ -27,6 +27,10 @@ _ABOUT = {
     "sharing": "Several servers on one device: each a fixed part of the KV memory, or all of them "
     "sharing it.",
     "stranger": "Engines beside somebody who takes and frees memory of the same device at random.",
+    "instances": "Four engines started in the same second, two on each of two devices.",
+    "rank_killed": "Two servers of two ranks, with kvcached and without: one rank of each is "
+    "killed.",
+    "ranks": "One engine's memory on two devices: what growth costs, and what one device refuses.",
     "growth": "Growing to many GiB and giving it back, and what large handles pin.",
     "tokens": "The same tokens: every way of running vLLM here, elastic against vanilla.",
     "driver": "What the driver's virtual-memory calls cost.",

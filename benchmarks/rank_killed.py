@@ -31,6 +31,7 @@ from benchmarks.lease_end import End, LeaseEnd, neighbours
 from benchmarks.report import Report, Row, Target, arguments_of
 from benchmarks.samples import Samples
 from benchmarks.servers import Server
+from kvcached import _C
 
 _MIB = 1 << 20
 BACK = Target(at_most=1.0)
@@ -42,6 +43,8 @@ _BESIDE_ANOTHER = {"gpu_memory_utilization": 0.3, "kv_cache_memory_bytes": 8 << 
 #: Until a server whose rank was killed has ended, in seconds. vLLM gives its workers 5 to end by
 #: themselves and 4 more after SIGTERM.
 ENDS_WITHIN = 60.0
+#: Until a server has a request, in seconds.
+BUSY_WITHIN = 20.0
 #: Of load before the kill, in seconds, and in all.
 BEFORE = 4.0
 IN_ALL = 8.0
@@ -69,6 +72,19 @@ def start(stack: ExitStack, options: argparse.Namespace, directory: Path) -> tup
         stack, plans, directory / "rows", logs, options.patience, together=True
     )
     return vanilla, elastic
+
+
+def blocks_in_use(rows: Path) -> int:
+    """Waits until the elastic engine has a request; returns how many blocks requests have."""
+    deadline = time.monotonic() + BUSY_WITHIN
+    while True:
+        used = 0
+        for path in rows.glob("kvcached_elastic-*.0.row"):
+            # The null block is always in use.
+            used = int(_C.Row.attach(str(path)).describe()["used_blocks"]) - 1
+        if used > 0 or time.monotonic() > deadline:
+            return used
+        time.sleep(0.02)
 
 
 def end_of(server: Server, since: float, found: dict[str, tuple[float, int | None]]) -> None:
@@ -103,6 +119,7 @@ def measure(report: Report, options: argparse.Namespace) -> None:
         load = _Load(both, options, directory)
         load.start()
         time.sleep(BEFORE)
+        busy = blocks_in_use(rows)
         leases = LeaseEnd(rows)
         if not leases.first:
             raise EngineFailed("the elastic engine has no lease")
@@ -120,6 +137,7 @@ def measure(report: Report, options: argparse.Namespace) -> None:
         for watcher in watchers:
             watcher.join(ENDS_WITHIN)
         load.join(ENDS_WITHIN)
+        report.add(Row("blocks in use when the rank was killed", Samples("", [busy]), ALIKE))
         add_end(report, ended, back, options.rank)
         for server in both:
             if ended.get(server.name, (0, None))[1] is None:
