@@ -8,7 +8,7 @@ still be granted; the real check may not, so memory is fetched there before the 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from vllm.v1.core.kv_cache_coordinator import KVCacheCoordinator
@@ -53,6 +53,14 @@ class _Elastic:
         if apply_admission_cap:
             return self.kvcached.promise(need)
         return self.kvcached.provide(need, request_id, new_computed_blocks)
+
+
+class Coordinators(NamedTuple):
+    """Both, over the same state."""
+
+    vanilla: KVCacheCoordinator
+    """For a step whose memory is there: it asks nobody."""
+    elastic: KVCacheCoordinator
 
 
 def elastic_coordinator(vanilla: KVCacheCoordinator, supply: Supplier) -> KVCacheCoordinator:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import threading
 import time
@@ -60,6 +61,10 @@ class MemoryThread(threading.Thread):
         self._stopping = False
         self._idle_since: float | None = None
         self._became_idle = False
+        # While Python takes itself down, a thread that comes back from native code is unwound
+        # through it, which C++ answers with abort(). An engine that was not shut down, by an
+        # exception for example, ends with the exception's status all the same.
+        atexit.register(self.stop)
 
     def wake(self) -> None:
         """Tells that the engine has become idle."""
@@ -68,9 +73,11 @@ class MemoryThread(threading.Thread):
 
     def stop(self) -> None:
         """Ends the thread; returns when it has ended."""
+        atexit.unregister(self.stop)
         self._stopping = True
         self._pool.ring()
-        self.join()
+        if self.is_alive():
+            self.join()
 
     def run(self) -> None:
         """Until stop(), or the engine's end."""
@@ -79,6 +86,7 @@ class MemoryThread(threading.Thread):
             self._pool.wait_for_bell(timeout)
             owner, supply = self._owner(), self._supply()
             if owner is None or supply is None:
+                atexit.unregister(self.stop)
                 return
             with owner.memory_lock:
                 try:

@@ -18,8 +18,9 @@ from kvcached.sizes import format_size
 from kvcached.telemetry.reporter import EventReporter
 from kvcached_vllm import NotElastic, identity
 from kvcached_vllm.attach import settings
-from kvcached_vllm.coordinator import elastic_coordinator
+from kvcached_vllm.coordinator import Coordinators, elastic_coordinator
 from kvcached_vllm.kv_layout import config_reason, longest_request_blocks
+from kvcached_vllm.lookahead import Lookahead
 from kvcached_vllm.memory_thread import MemoryThread
 from kvcached_vllm.sanity import check_owners
 from kvcached_vllm.supply import BlockSupply
@@ -38,9 +39,9 @@ _log = logging.getLogger("vllm.kvcached")
 
 #: Where a step's number rides on vLLM's step plan to the workers.
 STEP_ATTRIBUTE = "kvcached_step"
-#: How many steps before a request's block is full the next one is fetched. The pager answers
-#: within one or two steps even where all requests fill theirs at once.
-_STEPS_AHEAD = 4
+#: For how many steps the blocks of running requests are fetched ahead. The pager answers within one
+#: or two steps even where all requests fill theirs at once.
+_STEPS_AHEAD = 5
 #: Seconds between lines about an engine that waits for memory.
 _STARVED_LOG_INTERVAL = 10.0
 
@@ -62,6 +63,8 @@ class _Elastic:
 
     _supply: BlockSupply | None = None
     _memory: MemoryThread | None = None
+    _lookahead: Lookahead | None = None
+    """None where a running request may take more than a token in the next step."""
     _starved_logged = 0.0
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -101,7 +104,10 @@ class _Elastic:
             manager.watermark_blocks,
             None if cap < 0 else cap // self.block_size,
         )
-        manager.coordinator = elastic_coordinator(manager.coordinator, supply)
+        self._coordinators = Coordinators(
+            vanilla=manager.coordinator,
+            elastic=elastic_coordinator(manager.coordinator, supply),
+        )
         _log.info(_describe(facts, self.block_size, world, wanted.sanity_check))
         _log.info(_describe_lease(facts))
         return supply
@@ -141,18 +147,51 @@ class _Elastic:
             step = supply.begin_step(self._blocks_to_admit(), self._blocks_of_oldest())
             if self.waiting:
                 supply.pool.demand(self._blocks_of_prompts())
+            foreseen = self._foreseen(supply)
+            chosen = self._coordinators
+            self.kv_cache_manager.coordinator = chosen.vanilla if foreseen else chosen.elastic
             output = super().schedule(*args, **kwargs)  # type: ignore[misc]
             setattr(output, STEP_ATTRIBUTE, step)
             if settings().sanity_check:
                 names = [request.request_id for request in self.running]
                 check_owners(step, names, self.kv_cache_manager)
-            # A token each: nobody is in the middle of a prompt.
             decoding = output.total_num_scheduled_tokens == len(output.num_scheduled_tokens)
+            ahead = self._look_ahead(decoding, foreseen).within(_STEPS_AHEAD)
             supply.pool.demand(0 if decoding and not self.waiting else self._blocks_of_prompts())
-            supply.end_step(self._blocks_to_admit() + self._blocks_to_extend())
+            supply.end_step(self._blocks_to_admit() + ahead)
             if output.total_num_scheduled_tokens == 0 and self._starved(supply):
                 supply.pause()
         return output
+
+    def _foreseen(self, supply: BlockSupply) -> bool:
+        """Whether all that this step can take is there: then nobody need be asked on the way."""
+        ahead = self._lookahead
+        if ahead is None or (self._slots > 0 and self._anybody_waits):
+            return False
+        return ahead.next_step <= supply.pool.num_unhashed
+
+    def _look_ahead(self, decoding: bool, foreseen: bool) -> Lookahead:
+        """What the running requests will take. `decoding`: this step was of one token each."""
+        if decoding and foreseen and self._lookahead is not None and not self._lookahead.stale:
+            self._lookahead.pass_step()  # nobody can have joined
+            return self._lookahead
+        ahead = Lookahead(self.running, self.block_size)
+        # Nor may somebody stand back in the middle of a prompt.
+        complete = decoding and not any(
+            request.num_tokens - request.num_computed_tokens > 1 for request in self.running
+        )
+        self._lookahead = ahead if complete else None
+        return ahead
+
+    @property
+    def _slots(self) -> int:
+        """How many requests a step may admit: 0.32 has a bound of its own for that."""
+        most: int = getattr(self, "max_num_active_reqs", self.max_num_running_reqs)
+        return most - len(self.running)
+
+    @property
+    def _anybody_waits(self) -> bool:
+        return bool(self.waiting) or bool(getattr(self, "skipped_waiting", None))
 
     def _blocks_of_prompts(self) -> int:
         """Blocks that prompts still take: of running requests, and of waiting ones for which there
@@ -163,7 +202,7 @@ class _Elastic:
             for request in self.running
             if request.num_tokens - request.num_computed_tokens > 1
         )
-        slots = self.max_num_running_reqs - len(self.running)
+        slots = self._slots
         if slots > 0 and isinstance(self.waiting, deque):
             blocks += sum(-(-request.num_tokens // size) for request in islice(self.waiting, slots))
         return blocks
@@ -177,7 +216,7 @@ class _Elastic:
 
     def _blocks_to_admit(self) -> int:
         """Blocks that a step would give to waiting requests, prefix hits not deducted."""
-        slots = self.max_num_running_reqs - len(self.running)
+        slots = self._slots
         # A priority queue would sort itself to be looked through.
         if slots <= 0 or not isinstance(self.waiting, deque):
             return 0
@@ -190,12 +229,6 @@ class _Elastic:
             if tokens <= 0:
                 break
         return blocks
-
-    def _blocks_to_extend(self) -> int:
-        """Blocks that running requests will fill up to within the next steps."""
-        size = self.block_size
-        edge = size - _STEPS_AHEAD
-        return sum(request.num_computed_tokens % size >= edge for request in self.running)
 
     def _starved(self, supply: BlockSupply) -> bool:
         # Requests wait for other things, too, such as a grammar that is being compiled.

@@ -8,6 +8,7 @@ is there. An idle engine gives it back.
 
 from __future__ import annotations
 
+import atexit
 import logging
 import threading
 import time
@@ -64,6 +65,8 @@ class WorkingMemory:
         self._give_back()
         self._thread = threading.Thread(target=self._run, name="kvcached-idle", daemon=True)
         self._thread.start()
+        # Nobody must be in PyTorch's native code while Python takes itself down.
+        atexit.register(self.stop)
 
     def hold(self) -> None:
         """Called before each step; returns once the device has room for it."""
@@ -84,6 +87,7 @@ class WorkingMemory:
 
     def stop(self) -> None:
         """Ends the thread."""
+        atexit.unregister(self.stop)
         self._stopping = True
         self._wake.set()
         self._thread.join()
