@@ -20,6 +20,8 @@ _WITHOUT: dict[str, Any] = {
     "max_total_tokens": 16384,
     "max_running_requests": 256,
 }
+#: Tokens of the context that no request may use.
+_SPARE_TOKENS = 8
 
 
 def of(model: Model, longest: int) -> dict[str, Any]:
@@ -28,7 +30,8 @@ def of(model: Model, longest: int) -> dict[str, Any]:
         "model_path": model.path,
         "load_format": model.load_format,
         "skip_tokenizer_init": True,
-        "context_length": longest,
+        # SGLang cuts answers that would come closer to its end.
+        "context_length": longest + _SPARE_TOKENS,
         "random_seed": 0,
         "sampling_backend": "pytorch",
         "grammar_backend": "none",

@@ -38,10 +38,7 @@ async def ask(engine: Any, name: str, request: Request, start: float) -> Answer:
     first: tuple[float, int] | None = None
     tokens: list[int] = []
     async for output in stream:
-        found = output["output_ids"]
-        # 0.5.17 sends what is new since the last message, 0.5.23 all that there is.
-        cumulative = len(found) == output["meta_info"]["completion_tokens"]
-        tokens = found if cumulative else tokens + found
+        tokens = output["output_ids"]
         if first is None:
             # Whoever is late finds several tokens at once.
             first = time.perf_counter(), len(tokens)
