@@ -22,8 +22,8 @@ IMAGES = REPOSITORY / "docs" / "images"
 
 #: In this order, with what the reader should know first.
 _ABOUT = {
-    "solo": "One engine alone, vLLM with kvcached over vLLM without, in turn, each in new "
-    "processes.",
+    "solo": "One engine, with kvcached over without, each in new processes: one after the other, "
+    "or side by side and in turns.",
     "sharing": "Several servers on one device: each a fixed part of the KV memory, or all of them "
     "sharing it.",
     "stranger": "Engines beside somebody who takes and frees memory of the same device at random.",
@@ -33,6 +33,9 @@ _ABOUT = {
     "ranks": "One engine's memory on two devices: what growth costs, and what one device refuses.",
     "growth": "Growing to many GiB and giving it back, and what large handles pin.",
     "tokens": "The same tokens: every way of running vLLM here, elastic against vanilla.",
+    "tokens_sglang": "The same tokens of SGLang, elastic against vanilla. `deterministic` is its "
+    "own mode whose answers do not depend on who shares a batch.",
+    "together": "vLLM and SGLang on one device, load moving between them.",
     "driver": "What the driver's virtual-memory calls cost.",
     "reclaim": "An idle engine's cached prefixes, given to a neighbour.",
     "pool": "Taking and freeing blocks in the scheduler, over vLLM's own time.",
@@ -103,7 +106,9 @@ def _circumstances(path: Path, document: Mapping[str, Any]) -> str:
     where = f"{gpus}; " if gpus else ""
     where += f"{machine['cpu']}, {machine['cores']} cores, Linux {machine['kernel']}"
     what = ", ".join(
-        f"{name} {versions[name]}" for name in ("vllm", "torch", "python") if versions.get(name)
+        f"{name} {versions[name]}"
+        for name in ("vllm", "sglang", "torch", "python")
+        if versions.get(name)
     )
     load = machine["load_average"][0]
     return (

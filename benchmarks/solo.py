@@ -127,8 +127,9 @@ def measure(report: Report, options: argparse.Namespace) -> None:
         report.note(order=order, environment=engines.chosen())
         pairs: list[dict[str, Run]] = []
         try:
-            for pair in range(options.pairs):
-                pairs.append(run_pair(pair, order, model, options, Path(name)))
+            pairs.extend(
+                run_pair(pair, order, model, options, Path(name)) for pair in range(options.pairs)
+            )
         except EngineFailed as failure:
             if not pairs:
                 raise

@@ -3,8 +3,8 @@
 A *feature* is a set of engine arguments and variables (benchmarks/tokens_features.py). Each is
 served by an elastic engine under KVCACHED_SANITY_CHECK and then by a vanilla one, in processes of
 their own, with `--requests` requests that share prefixes, cross the chunk size and end one after
-the other. In bfloat16 an answer depends on who shared its batches, so vanilla admits in each step as
-many requests as elastic did (benchmarks/replay.py). Features run `--parallel` at a time.
+the other. In bfloat16 an answer depends on who shared its batches, so vanilla admits in each step
+as many requests as elastic did (benchmarks/replay.py). Features run `--parallel` at a time.
 
   same steps  1 where both put the same requests, equally far on, into every batch. Where they did,
             a difference is a fault; where they did not, rounding alone can make one.

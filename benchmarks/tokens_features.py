@@ -49,8 +49,7 @@ FEATURES: dict[str, Feature] = {
     "small budget": Feature(
         _GRAPHS, elastic={**_AHEAD, "KVCACHED_LIMIT": "512MiB"}, same_budget=True
     ),
-    # As memory comes and goes, with kernels that answer the same in whatever batch.
-    "small budget, batch invariant": Feature(_GRAPHS, _ALONE, {"KVCACHED_LIMIT": "512MiB"}),
+    # With kernels that are to answer the same in whatever batch.
     "graphs, batch invariant": Feature(_GRAPHS, _ALONE),
     "runner V1": Feature(_GRAPHS, _V1),
     "runner V1, layers apart": Feature(_GRAPHS, _V1, {"KVCACHED_LAYOUT": "layer"}),

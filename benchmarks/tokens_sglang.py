@@ -227,7 +227,7 @@ def main() -> int:
     options = parser.parse_args()
     if options.quick:
         options.requests = min(options.requests, 32)
-    report = Report("tokens-sglang", options)
+    report = Report("tokens_sglang", options)
     complete = measure(report, options)
     status = report.finish(
         f"{options.model}: requests with the same tokens, SGLang elastic and vanilla"
