@@ -17,7 +17,7 @@ BUILD = ROOT / "build"
 PACKAGES = ("kvcached-core", "kvcached-vllm", "kvcached-sglang")
 
 nox.needs_version = ">=2024.10.9"
-nox.options.sessions = ["lint", "native", "sanitize", "core", "vllm"]
+nox.options.sessions = ["lint", "native", "sanitize", "core", "sglang-core", "vllm"]
 nox.options.reuse_existing_virtualenvs = True
 nox.options.error_on_missing_interpreters = True
 
@@ -166,6 +166,16 @@ def vllm_026(session: nox.Session) -> None:
     tests = ("allocation", "coordinator", "kv_placement", "sanity", "supply", "warm_up")
     files = [f"kvcached-vllm/tests/test_{name}.py" for name in (*tests, "working_memory")]
     session.run("pytest", "-q", *files)
+
+
+@nox.session(name="sglang-core")
+def sglang_core(session: nox.Session) -> None:
+    """What kvcached-sglang does without SGLang around it; ten thousand schedules of four ranks
+    among it."""
+    wheels = [wheel for wheel in _wheels(session) if "vllm" not in wheel]
+    session.install("torch==2.13.0", "numpy", "pytest", "greenlet", *wheels)
+    session.install("--force-reinstall", "--no-deps", *wheels)
+    session.run("pytest", "-q", "kvcached-sglang/tests")
 
 
 @nox.session

@@ -11,7 +11,7 @@ from kvcached import _C
 from kvcached.policy import PolicyRunner
 from kvcached.telemetry.reporter import EventReporter
 from kvcached_sglang import allocators, identity, metrics
-from kvcached_sglang.agreement import Agreement
+from kvcached_sglang.agreement import Agreement, least_of
 from kvcached_sglang.keeper import MemoryKeeper
 from kvcached_sglang.launches import LaunchMarks
 from kvcached_sglang.pools import memory_of_this_process, settings
@@ -40,7 +40,7 @@ class _Tended:
         self.keeper = MemoryKeeper(
             scheduler,
             supply,
-            Agreement(scheduler.tp_cpu_group, place.ranks),
+            Agreement(least_of(scheduler.tp_cpu_group), place.ranks),
             _evict,
             wanted.max_cached_tokens,
             reporter,
