@@ -27,7 +27,9 @@ EXTENTS = PAGES // PAGES_PER_EXTENT
 class PatientPool:
     """A pool whose waits, whatever their seconds, are a few turns of the world."""
 
-    def __init__(self, pool: _C.Pool, turns: Callable[[float], int], wait: Callable[[], None]):
+    def __init__(
+        self, pool: _C.Pool, turns: Callable[[float], int], wait: Callable[[], None]
+    ) -> None:
         self._pool = pool
         self._turns = turns
         self._wait = wait
@@ -49,7 +51,9 @@ class PatientPool:
 class Device:
     """Memory, pager, ledger and pages of one rank."""
 
-    def __init__(self, where: Path, rank: int, dice: random.Random, wait: Callable[[], None]):
+    def __init__(
+        self, where: Path, rank: int, dice: random.Random, wait: Callable[[], None]
+    ) -> None:
         self._dice = dice
         self._ledger = str(where / f"{rank}.ledger")
         self._capacity = dice.randrange(EXTENTS // 2, EXTENTS + 1) * GRANULE

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from greenlet import getcurrent, greenlet
+from simulated_device import Device
+from simulated_scheduler import Scheduler, arrivals
 
 from kvcached_sglang.agreement import IDLE_TURNS, Agreement
 from kvcached_sglang.needs import is_idle
-from simulated_device import Device
-from simulated_scheduler import Scheduler, arrivals
 
 RANKS = 4
 TURNS = 12

@@ -12,11 +12,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from simulated_device import PAGES, Device
 
 from kvcached_sglang import allocators
 from kvcached_sglang.agreement import Agreement
 from kvcached_sglang.keeper import MemoryKeeper
-from simulated_device import PAGES, Device
 
 
 @dataclass
@@ -119,7 +119,7 @@ class Scheduler(SimpleNamespace):
         """How often what was available had no memory yet; each rank's own."""
 
     def turn(self, arrivals: list[tuple[int, int, int]]) -> None:
-        """One turn of the loop. `arrivals`: (number, tokens of the prompt, tokens of the answer)."""
+        """One turn of the loop. `arrivals`: (number, prompt, answer), in tokens."""
         for number, prompt, answer in arrivals:
             self.waiting_queue.append(Request(number, [0] * prompt, answer))
         self.keeper.before_batch()

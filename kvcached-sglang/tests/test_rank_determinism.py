@@ -21,10 +21,11 @@ import pytest
 
 pytest.importorskip("greenlet")
 
+from simulated_ranks import Diverged, SimulatedRanks
+
 from kvcached_sglang import keeper
 from kvcached_sglang.agreement import Agreement, Terms
 from kvcached_sglang.page_supply import PageSupply
-from simulated_ranks import Diverged, SimulatedRanks
 
 SCHEDULES = 10_000
 SHARES = 40
