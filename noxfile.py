@@ -92,7 +92,7 @@ def lint(session: nox.Session) -> None:
                 "--config-file",
                 "../pyproject.toml",
                 ".",
-                env={"MYPYPATH": f"{path}:../kvcached-core/src"},
+                env={"MYPYPATH": f"{path}:../kvcached-core/src:../kvcached-sglang/src"},
             )
 
 
@@ -186,6 +186,17 @@ def sglang(session: nox.Session, version: str) -> None:
     `nox -s "sglang(version='0.5.23')" -- ARGUMENTS` passes arguments to pytest;
     `-m "slow or not slow"` runs every test.
     """
+    _real_sglang(session, version)
+
+
+@nox.session(name="sglang-others")
+@nox.parametrize("version", ["0.5.20", "0.5.17", "0.5.12.post1", "0.5.11", "0.5.10.post1", "0.5.9"])
+def sglang_others(session: nox.Session, version: str) -> None:
+    """The same with the other versions that are served."""
+    _real_sglang(session, version)
+
+
+def _real_sglang(session: nox.Session, version: str) -> None:
     wheels = [wheel for wheel in _wheels(session) if "vllm" not in wheel]
     marker = Path(session.virtualenv.location) / "sglang-installed"
     if not marker.exists():

@@ -8,8 +8,11 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+import kvcached_sglang
 
 #: A machine that shares two cores with others starts an engine in a minute.
 PATIENCE = 400
@@ -29,6 +32,9 @@ ARGUMENTS: dict[str, Any] = {
     "random_seed": 7,
     "log_level": "warning",
 }
+if kvcached_sglang.needs_launcher(version("sglang")):
+    ARGUMENTS["disable_piecewise_cuda_graph"] = True  # on a CPU, too, unless it is told
+
 #: SGLang's own checks, as strict as they go: a difference of one token stops the engine.
 CHECKS = {
     "SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY": "1",

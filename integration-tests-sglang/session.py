@@ -12,13 +12,16 @@ import os
 import sys
 import threading
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 sys.path.append(str(Path(__file__).parent.parent / "integration-tests"))
 
 import kv_memory
+import kvcached_sglang
 import scenarios
+from kvcached_sglang import launched
 
 
 class Peak(threading.Thread):
@@ -39,10 +42,19 @@ class Peak(threading.Thread):
         return self.resident
 
 
-def run(order: dict[str, Any]) -> dict[str, Any]:
+def _engine_class() -> Any:
+    """SGLang's; before it had plugins, with the scheduler's process that our launcher passes."""
     from sglang.srt.entrypoints.engine import Engine
 
-    engine = Engine(**order["arguments"])
+    if not kvcached_sglang.needs_launcher(version("sglang")) or not kvcached_sglang.enabled():
+        return Engine
+    launched.clean_up_at_exit()
+    process = staticmethod(launched.run_scheduler_process)
+    return type("ElasticEngine", (Engine,), {"run_scheduler_process_func": process})
+
+
+def run(order: dict[str, Any]) -> dict[str, Any]:
+    engine = _engine_class()(**order["arguments"])
     outcome: dict[str, Any] = {"start": kv_memory.of_tree(os.getpid()).as_dict(), "scenarios": []}
     for name in order["scenarios"]:
         peak = Peak()

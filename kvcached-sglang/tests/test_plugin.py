@@ -16,12 +16,20 @@ def test_versions_with_our_hooks_are_served(version: str) -> None:
     assert version_reason(version) is None
 
 
-@pytest.mark.parametrize("version", ["0.4.9.post6", "0.5.10.post1", "0.5.9"])
+@pytest.mark.parametrize("version", ["0.4.9.post6", "0.5.8", "0.5.3.post3"])
 def test_older_versions_are_told_the_oldest_that_works(version: str) -> None:
     reason = version_reason(version)
     assert reason is not None
     assert version in reason
-    assert "0.5.11 and later" in reason
+    assert "0.5.9 and later" in reason
+
+
+@pytest.mark.parametrize("version", ["0.5.9", "0.5.10", "0.5.10.post1"])
+def test_versions_without_plugins_are_told_our_launcher(version: str) -> None:
+    assert kvcached_sglang.needs_launcher(version)
+    reason = version_reason(version)
+    assert reason is not None
+    assert "python -m kvcached_sglang.launch_server" in reason
 
 
 @pytest.mark.parametrize("version", ["0.5.24", "0.6.0", "nightly"])

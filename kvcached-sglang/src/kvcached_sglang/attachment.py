@@ -42,7 +42,7 @@ def attach() -> str | None:
         _registered[target] = _found(target)
     if multiprocessing.parent_process() is None:
         # A launcher: its schedulers end with it, by a signal at times.
-        atexit.register(_clean_up)
+        atexit.register(clean_up)
     return None
 
 
@@ -114,7 +114,7 @@ def rank_of(builder: Any) -> tuple[int, int]:
     return rank, builder.gpu_id - rank * step
 
 
-def _clean_up() -> None:
+def clean_up() -> None:
     """Removes the rows of this launcher's killed schedulers, and the lease they held."""
     from kvcached import _C, settings, shm
     from kvcached_sglang import identity
