@@ -8,6 +8,7 @@ Started by engine.py. Everything a test judges is in the outcome; nothing is jud
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import threading
@@ -20,6 +21,7 @@ sys.path.append(str(Path(__file__).parent.parent / "integration-tests"))
 
 import kv_memory
 import kvcached_sglang
+import neighbour
 import scenarios
 from kvcached_sglang import launched
 
@@ -29,17 +31,20 @@ class Peak(threading.Thread):
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
-        self.resident = 0
+        self._seen: list[tuple[float, int]] = []
         self._done = threading.Event()
 
     def run(self) -> None:
         while not self._done.wait(0.05):
-            self.resident = max(self.resident, kv_memory.of_tree(os.getpid()).resident)
+            resident = kv_memory.of_tree(os.getpid()).resident
+            self._seen.append((time.monotonic(), resident))
 
     def stop(self) -> int:
+        """The most until now, or until the neighbour left: what follows is the engine's."""
         self._done.set()
         self.join()
-        return self.resident
+        end = neighbour.left_at or math.inf
+        return max((resident for when, resident in self._seen if when <= end), default=0)
 
 
 def _engine_class() -> Any:
@@ -58,6 +63,7 @@ def run(order: dict[str, Any]) -> dict[str, Any]:
     outcome: dict[str, Any] = {"start": kv_memory.of_tree(os.getpid()).as_dict(), "scenarios": []}
     for name in order["scenarios"]:
         peak = Peak()
+        neighbour.left_at = None
         peak.start()
         started = time.monotonic()
         answers = getattr(scenarios, name)(engine)

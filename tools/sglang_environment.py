@@ -5,7 +5,7 @@
 SGLang's own CPU build needs an AMX processor and kernels that are not on PyPI. Its ordinary wheel
 runs small text models on a CPU all the same, with PyTorch's own attention, where three things are
 made up for: the compiled operators of torchvision (need CUDA), xgrammar's dependencies, and
-``vllm._custom_ops`` and, before 0.5.11, ``sgl_kernel``, which imports name and nothing calls.
+``vllm._custom_ops`` and, before 0.5.14, ``sgl_kernel``, which imports name and nothing calls.
 Standard library only.
 """
 
@@ -88,8 +88,8 @@ __getattr__ = _name
 __version__ = "0"
 sys.meta_path.append(_Submodules())
 '''
-#: Without plugins, and with imports of sgl_kernel that fail without it.
-_NEED_SGL_KERNEL = ("0.5.9", "0.5.10.post1")
+#: They import it whatever the device.
+_NEED_SGL_KERNEL = ("0.5.9", "0.5.10.post1", "0.5.11", "0.5.12.post1")
 
 
 def install_sglang(python: Path, version: str, steps: Steps) -> None:

@@ -86,7 +86,8 @@ def after_launch(result: Any, scheduler: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def session_held_tokens(result: int, observer: Any) -> int:
-    """AFTER ``session_held_tokens()``: tokens that are withheld count as held by somebody else, so
-    that SGLang's check still compares all that is used with all that is owned."""
+    """AFTER ``session_held_tokens()``, an observer's or a scheduler's: tokens that are withheld
+    count as held by somebody else, so that SGLang's check still compares all that is used with all
+    that is owned."""
     supply = allocators.supply_of(observer.token_to_kv_pool_allocator)
     return result if supply is None else result + supply.withheld_tokens
