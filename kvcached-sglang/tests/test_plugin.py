@@ -8,7 +8,7 @@ import sys
 import pytest
 
 import kvcached_sglang
-from kvcached_sglang import version_reason
+from kvcached_sglang import info, version_reason
 
 
 @pytest.mark.parametrize("version", ["0.5.11", "0.5.14", "0.5.12.post1", "0.5.23", "0.5.23rc1"])
@@ -30,6 +30,22 @@ def test_versions_without_plugins_are_told_our_launcher(version: str) -> None:
     reason = version_reason(version)
     assert reason is not None
     assert "python -m kvcached_sglang.launch_server" in reason
+
+
+@pytest.mark.parametrize(
+    ("version", "level"),
+    [
+        ("0.5.8", "refused"),
+        ("0.5.10.post1", "contract"),
+        ("0.5.12", "contract"),
+        ("0.5.24", "refused"),
+    ],
+)
+def test_the_doctor_is_told_what_is_served(
+    version: str, level: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(info, "installed_sglang", lambda: version)
+    assert info.kvcached_engine_info().level == level
 
 
 @pytest.mark.parametrize("version", ["0.5.24", "0.6.0", "nightly"])

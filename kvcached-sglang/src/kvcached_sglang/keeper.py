@@ -85,9 +85,9 @@ class MemoryKeeper:
         supply.settle()
         supply.retry()
         self._fetch(needs)
+        evict = max(self._over_cap(), self._owed())
         # Before the offer: what is offered must still be there when the batch takes it.
         self._balance(idle=False)
-        evict = max(self._over_cap(), self._owed())
         terms = self._agreement.settle(Terms(supply.offer(needs.next_batch), evict))
         supply.grant(terms.pages)
         self._drop(terms.evict)
