@@ -17,7 +17,7 @@ BUILD = ROOT / "build"
 PACKAGES = ("kvcached-core", "kvcached-vllm", "kvcached-sglang")
 
 nox.needs_version = ">=2024.10.9"
-nox.options.sessions = ["lint", "native", "sanitize", "core", "vllm"]
+nox.options.sessions = ["lint", "native", "sanitize", "core", "sglang-core", "vllm"]
 nox.options.reuse_existing_virtualenvs = True
 nox.options.error_on_missing_interpreters = True
 
@@ -92,7 +92,7 @@ def lint(session: nox.Session) -> None:
                 "--config-file",
                 "../pyproject.toml",
                 ".",
-                env={"MYPYPATH": f"{path}:../kvcached-core/src"},
+                env={"MYPYPATH": f"{path}:../kvcached-core/src:../kvcached-sglang/src"},
             )
 
 
@@ -168,6 +168,16 @@ def vllm_026(session: nox.Session) -> None:
     session.run("pytest", "-q", *files)
 
 
+@nox.session(name="sglang-core")
+def sglang_core(session: nox.Session) -> None:
+    """What kvcached-sglang does without SGLang around it; ten thousand schedules of four ranks
+    among it."""
+    wheels = [wheel for wheel in _wheels(session) if "vllm" not in wheel]
+    session.install("torch==2.13.0", "numpy", "pytest", "greenlet", *wheels)
+    session.install("--force-reinstall", "--no-deps", *wheels)
+    session.run("pytest", "-q", "kvcached-sglang/tests")
+
+
 @nox.session
 @nox.parametrize("version", ["0.5.23", "0.5.14"])
 def sglang(session: nox.Session, version: str) -> None:
@@ -176,6 +186,17 @@ def sglang(session: nox.Session, version: str) -> None:
     `nox -s "sglang(version='0.5.23')" -- ARGUMENTS` passes arguments to pytest;
     `-m "slow or not slow"` runs every test.
     """
+    _real_sglang(session, version)
+
+
+@nox.session(name="sglang-others")
+@nox.parametrize("version", ["0.5.20", "0.5.17", "0.5.12.post1", "0.5.11", "0.5.10.post1", "0.5.9"])
+def sglang_others(session: nox.Session, version: str) -> None:
+    """The same with the other versions that are served."""
+    _real_sglang(session, version)
+
+
+def _real_sglang(session: nox.Session, version: str) -> None:
     wheels = [wheel for wheel in _wheels(session) if "vllm" not in wheel]
     marker = Path(session.virtualenv.location) / "sglang-installed"
     if not marker.exists():

@@ -15,6 +15,9 @@ CAPACITY = 18 * 262144
 MOST = 13 * 262144
 _GRANULE = 65536
 
+left_at: float | None = None
+"""When the last neighbour began to leave, by the monotonic clock."""
+
 
 def _join() -> _C.Lease:
     driver = _C.host_driver()
@@ -36,9 +39,11 @@ def _take(lease: _C.Lease, size: int) -> None:
 @contextmanager
 def holding(size: int) -> Iterator[None]:
     """Somebody asks for so many bytes, to which it is entitled, and holds them meanwhile."""
+    global left_at
     lease = _join()
     _take(lease, size)
     try:
         yield
     finally:
+        left_at = time.monotonic()
         lease.leave()

@@ -8,17 +8,22 @@ Started by engine.py. Everything a test judges is in the outcome; nothing is jud
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import threading
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 sys.path.append(str(Path(__file__).parent.parent / "integration-tests"))
 
 import kv_memory
+import kvcached_sglang
+import neighbour
 import scenarios
+from kvcached_sglang import launched
 
 
 class Peak(threading.Thread):
@@ -26,26 +31,39 @@ class Peak(threading.Thread):
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
-        self.resident = 0
+        self._seen: list[tuple[float, int]] = []
         self._done = threading.Event()
 
     def run(self) -> None:
         while not self._done.wait(0.05):
-            self.resident = max(self.resident, kv_memory.of_tree(os.getpid()).resident)
+            resident = kv_memory.of_tree(os.getpid()).resident
+            self._seen.append((time.monotonic(), resident))
 
     def stop(self) -> int:
+        """The most until now, or until the neighbour left: what follows is the engine's."""
         self._done.set()
         self.join()
-        return self.resident
+        end = neighbour.left_at or math.inf
+        return max((resident for when, resident in self._seen if when <= end), default=0)
+
+
+def _engine_class() -> Any:
+    """SGLang's; before it had plugins, with the scheduler's process that our launcher passes."""
+    from sglang.srt.entrypoints.engine import Engine
+
+    if not kvcached_sglang.needs_launcher(version("sglang")) or not kvcached_sglang.enabled():
+        return Engine
+    launched.clean_up_at_exit()
+    process = staticmethod(launched.run_scheduler_process)
+    return type("ElasticEngine", (Engine,), {"run_scheduler_process_func": process})
 
 
 def run(order: dict[str, Any]) -> dict[str, Any]:
-    from sglang.srt.entrypoints.engine import Engine
-
-    engine = Engine(**order["arguments"])
+    engine = _engine_class()(**order["arguments"])
     outcome: dict[str, Any] = {"start": kv_memory.of_tree(os.getpid()).as_dict(), "scenarios": []}
     for name in order["scenarios"]:
         peak = Peak()
+        neighbour.left_at = None
         peak.start()
         started = time.monotonic()
         answers = getattr(scenarios, name)(engine)

@@ -14,6 +14,7 @@ import pytest
 import conftest
 import engine
 import neighbour
+import tiny_gemma
 from comparison import assert_same
 from engine import Outcome
 
@@ -104,6 +105,18 @@ def test_an_engine_that_does_not_overlap_changes_no_answer(
 ) -> None:
     outcome = run_elastic(model, ("mixed", "crowd"), SMALL, disable_overlap_schedule=True)
     assert_answers_are_those_of(vanilla, outcome)
+
+
+@pytest.mark.slow
+def test_sliding_windows_over_an_ordinary_pool_change_no_answer(
+    tmp_path: Path, run_elastic: Callable[..., Outcome]
+) -> None:
+    # SGLang gives Gemma 3 one pool for all its layers.
+    gemma = tiny_gemma.write(tmp_path)
+    scenarios = ("mixed", "long_prompts")
+    vanilla = engine.run(gemma, tmp_path / "engine", scenarios, {"ENABLE_KVCACHED": "false"})
+    assert vanilla.status == 0, vanilla.log[-4000:]
+    assert_answers_are_those_of(vanilla, run_elastic(gemma, scenarios, SMALL))
 
 
 @pytest.mark.slow

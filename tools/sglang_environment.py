@@ -5,7 +5,8 @@
 SGLang's own CPU build needs an AMX processor and kernels that are not on PyPI. Its ordinary wheel
 runs small text models on a CPU all the same, with PyTorch's own attention, where three things are
 made up for: the compiled operators of torchvision (need CUDA), xgrammar's dependencies, and
-``vllm._custom_ops``, which one import names and nothing calls. Standard library only.
+``vllm._custom_ops`` and, before 0.5.14, ``sgl_kernel``, which imports name and nothing calls.
+Standard library only.
 """
 
 from __future__ import annotations
@@ -19,7 +20,16 @@ from tools.install_steps import StepFailed, Steps
 from tools.vllm_environment import pip_install
 
 TORCH = "torch==2.13.0"
-VERSIONS = ("0.5.14", "0.5.23")
+VERSIONS = (
+    "0.5.9",
+    "0.5.10.post1",
+    "0.5.11",
+    "0.5.12.post1",
+    "0.5.14",
+    "0.5.17",
+    "0.5.20",
+    "0.5.23",
+)
 """The versions that the integration tests run with."""
 
 REQUIREMENTS = Path(__file__).with_name("sglang-cpu-requirements.txt")
@@ -43,6 +53,43 @@ _CUSTOM_OPS = '''"""Names that SGLang imports on a CPU and never calls. Not vLLM
 def rotary_embedding(*args: object) -> None:
     raise NotImplementedError
 '''
+_SGL_KERNEL = '''"""Names that SGLang imports on a CPU and never calls. Not sgl-kernel."""
+
+import importlib.abc
+import importlib.machinery
+import sys
+
+
+class _Never:
+    def __call__(self, *args, **kwargs):
+        raise NotImplementedError
+
+    def __getattr__(self, name):
+        return _name(name)
+
+
+def _name(name):
+    if name.startswith("__"):
+        raise AttributeError(name)
+    return _Never()
+
+
+class _Submodules(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    def find_spec(self, name, path=None, target=None):
+        if name.startswith("sgl_kernel."):
+            return importlib.machinery.ModuleSpec(name, self, is_package=True)
+        return None
+
+    def exec_module(self, module):
+        module.__getattr__ = _name
+
+
+__getattr__ = _name
+__version__ = "0"
+sys.meta_path.append(_Submodules())
+'''
+#: They import it whatever the device.
+_NEED_SGL_KERNEL = ("0.5.9", "0.5.10.post1", "0.5.11", "0.5.12.post1")
 
 
 def install_sglang(python: Path, version: str, steps: Steps) -> None:
@@ -59,13 +106,13 @@ def install_sglang(python: Path, version: str, steps: Steps) -> None:
         f"SGLang {version}",
         pip_install(python, "--no-deps", f"sglang=={version}", *WITHOUT_DEPENDENCIES),
     )
-    steps.action("stand-ins for what needs CUDA", lambda: _write_stand_ins(python))
+    steps.action("stand-ins for what needs CUDA", lambda: _write_stand_ins(python, version))
     steps.command(
         "SGLang answers", [python, "-c", "from sglang.srt.entrypoints.engine import Engine"]
     )
 
 
-def _write_stand_ins(python: Path) -> None:
+def _write_stand_ins(python: Path, version: str) -> None:
     ask = "import sysconfig; print(sysconfig.get_path('purelib'))"
     site = Path(
         subprocess.run(
@@ -82,6 +129,10 @@ def _write_stand_ins(python: Path) -> None:
     stand_in.mkdir(exist_ok=True)
     (stand_in / "__init__.py").write_text("")
     (stand_in / "_custom_ops.py").write_text(_CUSTOM_OPS)
+    if version in _NEED_SGL_KERNEL:
+        kernels = site / "sgl_kernel"
+        kernels.mkdir(exist_ok=True)
+        (kernels / "__init__.py").write_text(_SGL_KERNEL)
 
 
 def main() -> int:

@@ -121,11 +121,16 @@ def test_an_entry_point_that_does_not_load_fails(doctor: Doctor, tmp_path: Path)
 
 
 @pytest.mark.parametrize("allowed", ["", "lora,other"])
-def test_a_filter_that_keeps_us_out_fails(doctor: Doctor, tmp_path: Path, allowed: str) -> None:
-    install(tmp_path, "kvcached-vllm", kvcached.__version__)
-    plugins = doctor(VLLM_PLUGINS=allowed)["plugins"]
+@pytest.mark.parametrize("engine", ["vllm", "sglang"])
+def test_a_filter_that_keeps_us_out_fails(
+    doctor: Doctor, tmp_path: Path, engine: str, allowed: str
+) -> None:
+    install(tmp_path, f"kvcached-{engine}", kvcached.__version__)
+    variable = f"{engine.upper()}_PLUGINS"
+    plugins = doctor(**{variable: allowed})["plugins"]
+    assert any(f"{variable}={allowed}" in finding["text"] for finding in plugins)
     assert any("keeps kvcached out" in finding["text"] for finding in plugins)
-    plugins = doctor(VLLM_PLUGINS="lora,kvcached")["plugins"]
+    plugins = doctor(**{variable: "lora,kvcached"})["plugins"]
     assert not any("keeps kvcached out" in finding["text"] for finding in plugins)
 
 

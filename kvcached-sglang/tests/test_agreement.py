@@ -7,13 +7,14 @@ from pathlib import Path
 import torch
 from torch import distributed, multiprocessing
 
-from kvcached_sglang.agreement import Agreement, Terms
+from kvcached_sglang.agreement import Agreement, Terms, least_of
 
 
 def _rank(rank: int, store: str, out: str) -> None:
     distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    group = distributed.group.WORLD
-    found = Agreement(group, 2).settle(Terms(pages=10 + rank, evict=5 * rank))
+    found = Agreement(least_of(distributed.group.WORLD), 2).settle(
+        Terms(pages=10 + rank, evict=5 * rank)
+    )
     torch.save([found.pages, found.evict], f"{out}.{rank}")
 
 

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 import kvcached_sglang
-from kvcached_sglang import version_reason
+from kvcached_sglang import info, version_reason
 
 
 @pytest.mark.parametrize("version", ["0.5.11", "0.5.14", "0.5.12.post1", "0.5.23", "0.5.23rc1"])
@@ -16,12 +16,36 @@ def test_versions_with_our_hooks_are_served(version: str) -> None:
     assert version_reason(version) is None
 
 
-@pytest.mark.parametrize("version", ["0.4.9.post6", "0.5.10.post1", "0.5.9"])
+@pytest.mark.parametrize("version", ["0.4.9.post6", "0.5.8", "0.5.3.post3"])
 def test_older_versions_are_told_the_oldest_that_works(version: str) -> None:
     reason = version_reason(version)
     assert reason is not None
     assert version in reason
-    assert "0.5.11 and later" in reason
+    assert "0.5.9 and later" in reason
+
+
+@pytest.mark.parametrize("version", ["0.5.9", "0.5.10", "0.5.10.post1"])
+def test_versions_without_plugins_are_told_our_launcher(version: str) -> None:
+    assert kvcached_sglang.needs_launcher(version)
+    reason = version_reason(version)
+    assert reason is not None
+    assert "python -m kvcached_sglang.launch_server" in reason
+
+
+@pytest.mark.parametrize(
+    ("version", "level"),
+    [
+        ("0.5.8", "refused"),
+        ("0.5.10.post1", "contract"),
+        ("0.5.12", "contract"),
+        ("0.5.24", "refused"),
+    ],
+)
+def test_the_doctor_is_told_what_is_served(
+    version: str, level: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(info, "installed_sglang", lambda: version)
+    assert info.kvcached_engine_info().level == level
 
 
 @pytest.mark.parametrize("version", ["0.5.24", "0.6.0", "nightly"])

@@ -72,6 +72,17 @@ void bind_pager(nb::module_& module) {
           nb::call_guard<nb::gil_scoped_release>(),
           "Reserves the regions, commits the pinned extents, publishes the row; or raises Error "
           "and leaves nothing.")
+      .def(
+          "start_by_hand",
+          [](Pager& pager) {
+            std::string error;
+            const Status status = pager.start_by_hand(&error);
+            check(status, error);
+          },
+          nb::call_guard<nb::gil_scoped_release>(),
+          "The same without the thread: the caller turns it.")
+      .def("turn", nb::overload_cast<>(&Pager::turn),
+           "Does what the thread does between two sleeps. After start_by_hand().")
       .def("stop", &Pager::stop, nb::call_guard<nb::gil_scoped_release>(),
            "Stops the thread and removes the row.")
       .def(

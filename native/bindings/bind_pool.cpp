@@ -162,6 +162,8 @@ void bind_pool(nb::module_& module) {
            "The oldest running request holds so many blocks; no neighbour gets at those.")
       .def_prop_ro("num_withheld", &Pool::num_withheld,
                    "Free blocks of extents that are being emptied for somebody else.")
+      .def("stop_emptying", &Pool::stop_emptying,
+           "Those extents stay until the next balance(), and their free blocks go out again.")
       .def_prop_ro(
           "pressure",
           [](Pool& pool) {

@@ -234,6 +234,19 @@ TEST_F(PagerTest, ARequestIsAnsweredAndCounted) {
   EXPECT_EQ(pager->last_error(), "");
 }
 
+TEST_F(PagerTest, OneThatIsTurnedByHandDoesNothingInBetween) {
+  make();
+  ASSERT_EQ(pager->start_by_hand(&error), Status::ok) << error;
+  ASSERT_EQ(Row::attach(options.path, &scheduler, &error), Status::ok) << error;
+  tell({4, 1}, ExtentState::wanted);
+  EXPECT_TRUE(stays({4, 1}, ExtentState::wanted));
+  pager->turn();
+  EXPECT_TRUE(is({4, 1}, ExtentState::committed));
+  tell({4, 1}, ExtentState::releasing);
+  pager->turn();
+  EXPECT_TRUE(is({4, 1}, ExtentState::absent));
+}
+
 TEST_F(PagerTest, TheFirstExtentOfAUnitChangesAfterAllOthers) {
   // The pool looks at the first one alone, and may have written the others again by then.
   constexpr std::uint32_t kMany = 20'000;

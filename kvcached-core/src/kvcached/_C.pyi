@@ -165,6 +165,10 @@ class Pager:
     def start(self) -> None:
         """Reserve the regions, commit the pinned extents, publish the row; or raise Error and
         leave nothing."""
+    def start_by_hand(self) -> None:
+        """The same without the thread, for simulations: the caller turns it, and chooses when."""
+    def turn(self) -> None:
+        """Do what the thread does between two sleeps. For one thread, after start_by_hand()."""
     def stop(self) -> None:
         """Stop the thread and remove the row. Tensors over the regions stay valid."""
     def reserve(self, bytes: int) -> None:
@@ -504,6 +508,9 @@ class Pool:
     @property
     def num_withheld(self) -> int:
         """Free blocks of extents that are being emptied for somebody else."""
+    def stop_emptying(self) -> None:
+        """Let those extents stay until the next balance(), so that their free blocks go out
+        again."""
     @property
     def pressure(self) -> tuple[int, int]:
         """(soft, hard) extents that neighbours or people ask for now."""

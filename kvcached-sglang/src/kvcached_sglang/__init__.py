@@ -17,7 +17,9 @@ __version__ = "0.1.0"
 
 #: The SGLang versions whose hooks this package knows: from the first on, below the second.
 SUPPORTED_SGLANG = ((0, 5, 11), (0, 5, 24))
-#: Those of them that it is tested with.
+#: Those before, without plugins: python -m kvcached_sglang.launch_server.
+LAUNCHED_SGLANG = ((0, 5, 9), (0, 5, 11))
+#: Those that it is tested with.
 VERIFIED_SGLANG = ("0.5.14", "0.5.23")
 
 _TRUE = {"true", "1", "yes", "on", "t", "y"}
@@ -70,6 +72,19 @@ def supported_range() -> str:
     return f"{_text(low)} up to, not including, {_text(high)}"
 
 
+def _number(installed: str) -> tuple[int, ...] | None:
+    # "11rc1" and "12.post1" are the releases they belong to.
+    found = re.match(r"(\d+)\.(\d+)\.(\d+)", installed)
+    return None if found is None else tuple(map(int, found.groups()))
+
+
+def needs_launcher(installed: str) -> bool:
+    """Whether this SGLang version has no plugins, and is served by our launcher."""
+    number = _number(installed)
+    low, high = LAUNCHED_SGLANG
+    return number is not None and low <= number < high
+
+
 def installed_sglang() -> str | None:
     """SGLang's version, or None where it is not installed."""
     try:
@@ -81,14 +96,18 @@ def installed_sglang() -> str | None:
 def version_reason(installed: str) -> str | None:
     """Why this SGLang version is not served, or None."""
     refusal = f"SGLang {installed} is installed; this version of kvcached works with "
-    # "11rc1" and "12.post1" are the releases they belong to.
-    found = re.match(r"(\d+)\.(\d+)\.(\d+)", installed)
-    if found is None:
+    number = _number(installed)
+    if number is None:
         return refusal + supported_range()
-    number = tuple(map(int, found.groups()))
     low, high = SUPPORTED_SGLANG
+    if needs_launcher(installed):
+        return (
+            f"SGLang {installed} has no plugins: start it with "
+            "python -m kvcached_sglang.launch_server"
+        )
     if number < low:
-        return f"{refusal}{_text(low)} and later: older ones have no plugin entry point"
+        oldest = _text(LAUNCHED_SGLANG[0])
+        return f"{refusal}{oldest} and later: older ones cannot be given another KV cache"
     return None if number < high else refusal + supported_range()
 
 

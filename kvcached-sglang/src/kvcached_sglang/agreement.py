@@ -8,9 +8,10 @@ their loops.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 #: Turns of an idle loop between two agreements. Idle ranks turn in lockstep, thousands of times a
 #: second, and only answer neighbours.
@@ -30,15 +31,27 @@ class Terms:
 class Agreement:
     """Settles terms among the ranks. Every rank must call it at the same turns."""
 
-    def __init__(self, group: Any, ranks: int) -> None:
-        """`group`: the ranks' process group for CPU tensors."""
-        self._group = group
+    def __init__(self, least: Callable[[list[int]], list[int]] | None, ranks: int) -> None:
+        """`least`: the smallest of all ranks' numbers, place by place; not asked of one rank."""
+        self._least = least
         self.ranks = ranks
 
     def settle(self, own: Terms) -> Terms:
         """The fewest pages and the most to evict of all ranks."""
-        if self.ranks == 1:
+        if self.ranks == 1 or self._least is None:
             return own
-        both = torch.tensor([own.pages, -own.evict], dtype=torch.int64)
-        torch.distributed.all_reduce(both, op=torch.distributed.ReduceOp.MIN, group=self._group)
-        return Terms(int(both[0]), -int(both[1]))
+        pages, kept = self._least([own.pages, -own.evict])
+        return Terms(pages, -kept)
+
+
+def least_of(group: Any) -> Callable[[list[int]], list[int]]:
+    """One reduction over a process group for CPU tensors."""
+    import torch
+
+    def least(numbers: list[int]) -> list[int]:
+        each = torch.tensor(numbers, dtype=torch.int64)
+        torch.distributed.all_reduce(each, op=torch.distributed.ReduceOp.MIN, group=group)
+        found: list[int] = each.tolist()
+        return found
+
+    return least

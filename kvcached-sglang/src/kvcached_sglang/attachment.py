@@ -23,6 +23,13 @@ _BUILDERS = (
     "sglang.srt.model_executor.model_runner_kv_cache_mixin.ModelRunnerKVCacheMixin",
 )
 
+#: What SGLang's leak check counts as held by sessions: from 0.5.14 on, and before.
+_HELD = (
+    f"{_MGR}.scheduler_components.pool_stats_observer.SchedulerPoolStatsObserver"
+    ".session_held_tokens",
+    f"{_MGR}.scheduler_runtime_checker_mixin.SchedulerRuntimeCheckerMixin._session_held_tokens",
+)
+
 #: How long the end of a launcher may wait for its killed schedulers to be gone, in seconds.
 _PATIENCE = 1.0
 
@@ -42,7 +49,7 @@ def attach() -> str | None:
         _registered[target] = _found(target)
     if multiprocessing.parent_process() is None:
         # A launcher: its schedulers end with it, by a signal at times.
-        atexit.register(_clean_up)
+        atexit.register(clean_up)
     return None
 
 
@@ -54,7 +61,7 @@ def _hooks() -> dict[str, tuple[str, Callable[..., Any]]] | str:
         return "this SGLang makes its KV pools elsewhere"
     # From 0.5.17 on all that a paged allocator frees passes here.
     paged_free = "_release_page_ids" if _has(f"{_PAGED}._release_page_ids") else "free"
-    observer = f"{_MGR}.scheduler_components.pool_stats_observer.SchedulerPoolStatsObserver"
+    held = next(filter(_has, _HELD), _HELD[0])
     hooks: dict[str, tuple[str, Callable[..., Any]]] = {
         f"{builder}._init_pools": ("around", pools.init_pools),
         f"{builder}._profile_available_bytes": ("around", pools.profile_available_bytes),
@@ -66,7 +73,7 @@ def _hooks() -> dict[str, tuple[str, Callable[..., Any]]] | str:
         f"{_PAGED}.alloc_decode": ("around", allocators.alloc_decode),
         f"{_MGR}.scheduler.Scheduler.get_next_batch_to_run": ("before", scheduling.before_batch),
         f"{_MGR}.scheduler.Scheduler.run_batch": ("around", scheduling.run_batch),
-        f"{observer}.session_held_tokens": ("after", scheduling.session_held_tokens),
+        held: ("after", scheduling.session_held_tokens),
     }
     for allocator in (_TOKEN, _PAGED):
         hooks[f"{allocator}.available_size"] = ("around", allocators.available_size)
@@ -114,7 +121,7 @@ def rank_of(builder: Any) -> tuple[int, int]:
     return rank, builder.gpu_id - rank * step
 
 
-def _clean_up() -> None:
+def clean_up() -> None:
     """Removes the rows of this launcher's killed schedulers, and the lease they held."""
     from kvcached import _C, settings, shm
     from kvcached_sglang import identity

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 from kvcached.hooks import EngineInfo, hookimpl
-from kvcached_sglang import VERIFIED_SGLANG, installed_sglang, supported_range, version_reason
+from kvcached_sglang import (
+    VERIFIED_SGLANG,
+    installed_sglang,
+    needs_launcher,
+    supported_range,
+    version_reason,
+)
 
 
 @hookimpl
@@ -12,7 +18,7 @@ def kvcached_engine_info() -> EngineInfo:
     installed = installed_sglang()
     if installed is None:
         return EngineInfo("sglang", None, supported_range(), "absent")
-    if version_reason(installed) is not None:
+    if version_reason(installed) is not None and not needs_launcher(installed):
         level = "refused"
     else:
         level = "verified" if installed in VERIFIED_SGLANG else "contract"

@@ -92,10 +92,11 @@ class MemoryKeeper:
         supply.retry()
         self._fetch(needs)
         evict = max(self._over_cap(), self._owed())
+        # Before the offer: what is offered must still be there when the batch takes it.
+        self._balance(idle=False)
         terms = self._agreement.settle(Terms(supply.offer(needs.next_batch), evict))
         supply.grant(terms.pages)
         self._drop(terms.evict)
-        self._balance(idle=False)
         self._tell_if_starved(needs)
 
     def _fetch(self, needs: Needs) -> None:

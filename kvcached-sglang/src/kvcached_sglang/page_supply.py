@@ -82,6 +82,9 @@ class PageSupply:
     def _back(self, pages: int) -> None:
         if pages > self.pool.num_free:
             self._returned.settle(wait=True)
+        if pages > self.pool.num_free:
+            # Pages that came back since the grant, to extents that are being emptied.
+            self.pool.stop_emptying()
         deadline = time.monotonic() + PATIENCE
         while not self.pool.ensure(pages, _LOOK):
             if time.monotonic() > deadline:

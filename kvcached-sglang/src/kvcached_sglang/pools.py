@@ -57,26 +57,30 @@ def init_pools(original: Callable[..., Any], self: Any, *args: Any, **kwargs: An
     global _making
     if self.is_draft_worker or _making is not None:
         return original(self, *args, **kwargs)
-    reason = (
-        attachment.missing_hook()
-        or reasons.configuration_reason(self.server_args)
-        or reasons.model_reason(self)
-        or reasons.shared_memory_reason(settings())
-    )
+    reason = attachment.missing_hook() or reason_against(self)
     if reason is not None:
-        _stay_vanilla(reason)
+        stay_vanilla(reason)
         return original(self, *args, **kwargs)
-    _making = _Making(_place_of(self))
+    _making = _Making(place_of(self))
     try:
         result = original(self, *args, **kwargs)
         allocator = (self if result is None else result).token_to_kv_pool_allocator
         if _making.memory is None:
-            _stay_vanilla(_making.reasons[0] if _making.reasons else "SGLang made no KV pool")
+            stay_vanilla(_making.reasons[0] if _making.reasons else "SGLang made no KV pool")
         else:
-            _attach(allocator, _making.pool, _making.memory)
+            attach(allocator, _making.pool, _making.memory)
         return result
     finally:
         _making = None
+
+
+def reason_against(builder: Any) -> str | None:
+    """Why the pools that `builder` is about to make stay SGLang's own, or None."""
+    return (
+        reasons.configuration_reason(builder.server_args)
+        or reasons.model_reason(builder)
+        or reasons.shared_memory_reason(settings())
+    )
 
 
 def create_buffers(original: Callable[..., Any], self: Any) -> Any:
@@ -114,7 +118,11 @@ def create_buffers(original: Callable[..., Any], self: Any) -> Any:
 def profile_available_bytes(original: Callable[..., Any], *args: Any, **kwargs: Any) -> int:
     """AROUND ``_profile_available_bytes()``: address space for more than may ever be held would be
     of no use, and without it SGLang cuts its requests to what can fit."""
-    found: int = original(*args, **kwargs)
+    return bounded(original(*args, **kwargs))
+
+
+def bounded(found: int) -> int:
+    """Bytes of address space where SGLang found room for so many."""
     bounds = [bound for bound in (settings().limit, settings().capacity) if bound]
     # Memory comes in whole extents, and page 0 takes one.
     return min([found, *(bound - bound // 16 for bound in bounds)])
@@ -124,13 +132,15 @@ def _kind(device: Any) -> str:
     return str(device).split(":", maxsplit=1)[0]
 
 
-def _stay_vanilla(reason: str) -> None:
+def stay_vanilla(reason: str) -> None:
+    """Says why; raises NotElastic where that is not allowed."""
     if settings().required:
         raise NotElastic(f"kvcached: KVCACHED_REQUIRED=true, but: {reason}")
     say_once(f"kvcached: vanilla: {reason}")
 
 
-def _place_of(builder: Any) -> Place:
+def place_of(builder: Any) -> Place:
+    """Whose pools `builder` makes."""
     arguments = builder.server_args
     rank, first_device = attachment.rank_of(builder)
     return Place(
@@ -141,7 +151,18 @@ def _place_of(builder: Any) -> Place:
     )
 
 
-def _attach(allocator: Any, pool: Any, memory: RankMemory) -> None:
+def memory_for(pool: Any, place: Place) -> RankMemory:
+    """Memory for a pool without tensors. Raises NotElastic where there is none."""
+    try:
+        driver = hooks.driver_for(_kind(pool.device))
+    except _C.Error as error:
+        raise NotElastic(f"kvcached: no usable driver: {error}") from None
+    return RankMemory(pool, driver, settings(), place)
+
+
+def attach(allocator: Any, pool: Any, memory: RankMemory) -> None:
+    """Lets an allocator that has handed out nothing hand out what has memory. Raises NotElastic
+    where the two are not as expected."""
     reason = reasons.allocator_reason(allocator)
     if reason is None and (allocator.get_kvcache() is not pool or allocator.size != pool.size):
         reason = "SGLang's allocator and its KV pool differ"

@@ -10,7 +10,12 @@ from kvcached import shm
 from kvcached_sglang import identity
 
 _POOLS = ("MHATokenToKVPool", "MLATokenToKVPool")
-_ALLOCATORS = ("TokenToKVPoolAllocator", "PagedTokenToKVPoolAllocator")
+_ALLOCATORS = (
+    "TokenToKVPoolAllocator",
+    "PagedTokenToKVPoolAllocator",
+    "ElasticTokenAllocator",
+    "ElasticPagedAllocator",
+)
 
 #: Options that are not covered where they are set, and what they are.
 _UNCOVERED = {

@@ -11,7 +11,7 @@ from kvcached import _C
 from kvcached.policy import PolicyRunner
 from kvcached.telemetry.reporter import EventReporter
 from kvcached_sglang import allocators, identity, metrics
-from kvcached_sglang.agreement import Agreement
+from kvcached_sglang.agreement import Agreement, least_of
 from kvcached_sglang.keeper import MemoryKeeper
 from kvcached_sglang.launches import LaunchMarks
 from kvcached_sglang.pools import memory_of_this_process, settings
@@ -47,7 +47,7 @@ class _Tended:
         self.keeper = MemoryKeeper(
             scheduler,
             supply,
-            Agreement(scheduler.tp_cpu_group, place.ranks),
+            Agreement(least_of(scheduler.tp_cpu_group), place.ranks),
             _evict,
             wanted.max_cached_tokens,
             reporter,
@@ -102,7 +102,8 @@ def run_batch(
 
 
 def session_held_tokens(result: int, observer: Any) -> int:
-    """AFTER ``session_held_tokens()``: tokens that are withheld count as held by somebody else, so
-    that SGLang's check still compares all that is used with all that is owned."""
+    """AFTER ``session_held_tokens()``, an observer's or a scheduler's: tokens that are withheld
+    count as held by somebody else, so that SGLang's check still compares all that is used with all
+    that is owned."""
     supply = allocators.supply_of(observer.token_to_kv_pool_allocator)
     return result if supply is None else result + supply.withheld_tokens

@@ -61,7 +61,13 @@ class Pager {
 
   /// Reserves the regions, commits the pinned extents, publishes the row and starts the thread;
   /// all or nothing. `error` says in one line what was refused.
-  [[nodiscard]] Status start(std::string* error);
+  [[nodiscard]] Status start(std::string* error) { return start(error, true); }
+
+  /// The same without the thread: the caller turns it. For simulations, which choose when.
+  [[nodiscard]] Status start_by_hand(std::string* error) { return start(error, false); }
+
+  /// Does what the thread does between two sleeps. For one thread, after start_by_hand().
+  void turn();
 
   /// Stops the thread and removes the row. The regions and what is mapped in them stay until
   /// the pager is destroyed, because tensors may still point there.
@@ -107,6 +113,7 @@ class Pager {
     std::uint64_t fence = 0;
   };
 
+  [[nodiscard]] Status start(std::string* error, bool threaded);
   [[nodiscard]] Status join(RowFacts* facts, std::string* error);
   [[nodiscard]] Status commit_pinned(const RowFacts& facts, std::string* error);
   // The lease first, then the driver; what the driver refuses goes back to the lease.
@@ -119,6 +126,9 @@ class Pager {
   [[nodiscard]] bool contended() const noexcept;
   void look_after_lease(Clock::time_point now);
   void run();
+  enum class Releases : std::uint8_t { none, wait, ready };
+  // One turn; what is left to release, and whether released handles are kept.
+  Releases turn(bool* kept);
   void serve_requests();
   // Begins a unit of the run, or refuses it.
   void begin(Row::Request unit);
@@ -126,7 +136,6 @@ class Pager {
   void finish_run();
   void answer(Row::Request unit, Status status);
   void release(Row::Request unit);
-  enum class Releases : std::uint8_t { none, wait, ready };
   // Releases what is past its fence, for a while. Returns what is left: nothing, only what waits
   // for its fence, or more that could go at once.
   Releases serve_releases(Clock::time_point until = Clock::time_point::max());

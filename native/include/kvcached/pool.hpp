@@ -87,6 +87,9 @@ class Pool {
   }
   /// Free blocks of extents that are being emptied.
   [[nodiscard]] std::uint32_t num_withheld() const noexcept { return withheld_; }
+  /// Lets the extents that are being emptied stay until the next balance(): for an engine that has
+  /// promised their free blocks before they were asked for.
+  void stop_emptying() { drain(0); }
   /// Blocks of all committed extents: used, free, cached and withheld.
   [[nodiscard]] std::uint32_t num_usable() const noexcept { return extents_.usable_blocks(); }
   /// Free and cached blocks in the order in which take() would give them.

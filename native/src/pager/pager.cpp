@@ -76,7 +76,7 @@ Pager::Pager(std::unique_ptr<Driver> driver, Geometry geometry, PagerOptions opt
 
 Pager::~Pager() { stop(); }
 
-Status Pager::start(std::string* error) {
+Status Pager::start(std::string* error, bool threaded) {
   if (backing_.reserved()) {
     *error = "a pager starts once";
     return Status::invalid_argument;
@@ -103,7 +103,7 @@ Status Pager::start(std::string* error) {
   set_states({0, facts.pinned_extents}, ExtentState::committed);
   publish();
   started_by_ = getpid();
-  thread_ = std::thread([this] { run(); });
+  if (threaded) thread_ = std::thread([this] { run(); });
   return Status::ok;
 }
 
@@ -274,15 +274,8 @@ void Pager::run() {
     // Before the look at `stopping_`, or a stop() in between would wait for the sleep's end.
     const std::uint32_t seen = header.doorbell.load(std::memory_order_seq_cst);
     if (stopping_.load(std::memory_order_acquire)) return;
-    serve_requests();
-    const Releases releases = serve_releases(Clock::now() + kLongestTurn);
-    const Clock::time_point now = Clock::now();
-    bool kept = backing_.keeps_handles();
-    // Kept for nobody while somebody waits for memory.
-    const auto older_than = contended() ? Clock::time_point::max() : now - kKeepHandles;
-    if (kept) moving([&] { kept = backing_.trim(older_than) != 0; });
-    look_after_lease(now);
-    publish();
+    bool kept = false;
+    const Releases releases = turn(&kept);
     if (releases == Releases::ready) continue;
     // Asleep only by the pool's knowledge: it looks at the flag after it has rung.
     header.pager_sleeps.store(1, std::memory_order_seq_cst);
@@ -295,6 +288,24 @@ void Pager::run() {
     }
     header.pager_sleeps.store(0, std::memory_order_seq_cst);
   }
+}
+
+void Pager::turn() {
+  bool kept = false;
+  (void)turn(&kept);
+}
+
+Pager::Releases Pager::turn(bool* kept) {
+  serve_requests();
+  const Releases releases = serve_releases(Clock::now() + kLongestTurn);
+  const Clock::time_point now = Clock::now();
+  *kept = backing_.keeps_handles();
+  // Kept for nobody while somebody waits for memory.
+  const auto older_than = contended() ? Clock::time_point::max() : now - kKeepHandles;
+  if (*kept) moving([&] { *kept = backing_.trim(older_than) != 0; });
+  look_after_lease(now);
+  publish();
+  return releases;
 }
 
 void Pager::serve_requests() {
