@@ -90,11 +90,13 @@ class MemoryKeeper:
         needs = needs_of(self._scheduler, supply.page_size)
         supply.settle()
         supply.retry()
-        self._fetch(needs)
         evict = max(self._over_cap(), self._owed())
-        # Before the offer: what is offered must still be there when the batch takes it.
+        # Before memory is fetched and offered: it must still be there when the batch takes it.
         self._balance(idle=False)
-        terms = self._agreement.settle(Terms(supply.offer(needs.next_batch), evict))
+        self._fetch(needs)
+        # A prompt that is half in goes on whatever SGLang sees; the batch waits for its memory.
+        offer = max(supply.offer(needs.next_batch), supply.used + needs.chunk)
+        terms = self._agreement.settle(Terms(min(offer, supply.pages), evict))
         supply.grant(terms.pages)
         self._drop(terms.evict)
         self._tell_if_starved(needs)
@@ -103,8 +105,9 @@ class MemoryKeeper:
         pool = self._supply.pool
         pool.keep(needs.oldest)
         pool.demand(needs.prompts + needs.decode)
-        if needs.decode > pool.num_free:
-            pool.ensure(needs.decode, RUNNING_BUDGET)
+        running = max(needs.decode, needs.chunk)
+        if running > pool.num_free:
+            pool.ensure(running, RUNNING_BUDGET)
         if needs.next_batch > pool.num_free:
             pool.ensure(needs.next_batch, STEP_BUDGET)
         pool.expect(needs.ahead)

@@ -20,6 +20,8 @@ class Needs:
     """Of the prompts that the next batch may take in."""
     prompts: int
     """Of all prompts at hand, however many batches that takes."""
+    chunk: int
+    """Of those, of the prompt that is half in: SGLang takes them without asking."""
     oldest: int
     """In the hands of the request that would be retracted last."""
 
@@ -42,7 +44,7 @@ def needs_of(scheduler: Any, page_size: int) -> Needs:
     whole = scheduler.chunked_prefill_size
     chunked = whole is not None and whole > 0
     left = whole if chunked else scheduler.max_prefill_tokens
-    prefill = prompts = 0
+    prefill = prompts = chunk = 0
     waiting = islice(scheduler.waiting_queue, _LOOKAHEAD)
     first = [scheduler.chunked_req] if scheduler.chunked_req is not None else []
     for request in (*first, *waiting):
@@ -54,12 +56,14 @@ def needs_of(scheduler: Any, page_size: int) -> Needs:
             # A prompt that is not cut may overshoot what is left of the batch.
             taken = min(tokens, left) if chunked else tokens
             prefill += taken // page_size + 2
+            if request is scheduler.chunked_req:
+                chunk = prefill
             left -= taken
     decode = len(running) + len(last) if running or last else 0
     oldest = 0
     if running:
         oldest = (len(running[0].origin_input_ids) + len(running[0].output_ids)) // page_size + 1
-    return Needs(decode, prefill, prompts, oldest)
+    return Needs(decode, prefill, prompts, chunk, oldest)
 
 
 def _tokens_in_place(request: Any) -> int:
