@@ -84,7 +84,7 @@ def lint(session: nox.Session) -> None:
     # Folders of flat modules, as pytest imports them.
     for folder, path in (
         ("integration-tests", "."),
-        ("integration-tests-sglang", ".:../integration-tests"),
+        ("integration-tests-sglang", ".:../integration-tests:../kvcached-sglang/src"),
     ):
         with session.chdir(folder):
             session.run(
@@ -170,12 +170,15 @@ def vllm_026(session: nox.Session) -> None:
 
 @nox.session(name="sglang-core")
 def sglang_core(session: nox.Session) -> None:
-    """What kvcached-sglang does without SGLang around it; ten thousand schedules of four ranks
-    among it."""
+    """What kvcached-sglang does without SGLang around it, schedules of four ranks among it.
+
+    `nox -s sglang-core -- 10000` runs so many of them.
+    """
     wheels = [wheel for wheel in _wheels(session) if "vllm" not in wheel]
     session.install("torch==2.13.0", "numpy", "pytest", "greenlet", *wheels)
     session.install("--force-reinstall", "--no-deps", *wheels)
-    session.run("pytest", "-q", "kvcached-sglang/tests")
+    schedules = session.posargs[0] if session.posargs else "1000"
+    session.run("pytest", "-q", "kvcached-sglang/tests", env={"SCHEDULES": schedules})
 
 
 @nox.session

@@ -27,8 +27,8 @@ from kvcached_sglang import keeper
 from kvcached_sglang.agreement import Agreement, Terms
 from kvcached_sglang.page_supply import PageSupply
 
-SCHEDULES = 10_000
-SHARES = 40
+SCHEDULES = int(os.environ.get("SCHEDULES", "1000"))
+SHARES = 20
 
 
 def no_clock(seed: int) -> SimpleNamespace:
@@ -57,7 +57,7 @@ def run(seeds: range, agree: type[Agreement] = Agreement) -> Counter[str]:
     return happened
 
 
-def test_four_ranks_never_diverge_in_ten_thousand_schedules() -> None:
+def test_four_ranks_never_diverge() -> None:
     share = SCHEDULES // SHARES
     seeds = [range(first, first + share) for first in range(0, SCHEDULES, share)]
     # Forked: PyTorch takes longer to load than a hundred schedules to run.
