@@ -12,7 +12,7 @@ from conftest import PAGES_PER_EXTENT
 from kvcached_sglang import keeper
 from kvcached_sglang.agreement import Agreement, Terms
 from kvcached_sglang.keeper import MemoryKeeper
-from kvcached_sglang.needs import Needs
+from kvcached_sglang.needs import Needs, needs_of
 from kvcached_sglang.page_supply import PageSupply
 
 
@@ -154,9 +154,59 @@ def test_idle_ranks_meet_at_the_same_turns_whatever_their_clocks_say(
 
 
 def test_memory_of_the_batch_after_the_next_is_wanted_while_the_device_works() -> None:
-    assert Needs(decode=3, prefill=10, prompts=50, oldest=0).ahead == 3 + 20
-    assert Needs(decode=3, prefill=10, prompts=14, oldest=0).ahead == 3 + 14
-    assert Needs(decode=3, prefill=10, prompts=8, oldest=0).ahead == 3 + 10
+    assert Needs(decode=3, prefill=10, prompts=50, chunk=0, oldest=0).ahead == 3 + 20
+    assert Needs(decode=3, prefill=10, prompts=14, chunk=0, oldest=0).ahead == 3 + 14
+    assert Needs(decode=3, prefill=10, prompts=8, chunk=0, oldest=0).ahead == 3 + 10
+
+
+def _half_in(engine: Engine, tokens: int, in_place: int) -> None:
+    engine.chunked_prefill_size = 1000
+    engine.chunked_req = SimpleNamespace(
+        origin_input_ids=[0] * tokens, output_ids=[], get_fill_ids=lambda: [0] * in_place
+    )
+
+
+def _refuse(monkeypatch: pytest.MonkeyPatch, supply: PageSupply) -> None:
+    """Nobody gives this engine any more memory."""
+
+    class Refused:
+        num_growable = 0
+
+        def ensure(self, pages: int, seconds: float) -> bool:
+            return bool(supply_pool.num_free >= pages)
+
+        def expect(self, pages: int) -> None:
+            pass
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(supply_pool, name)
+
+    supply_pool = supply.pool
+    monkeypatch.setattr(supply, "pool", Refused())
+
+
+def test_what_a_prompt_that_is_half_in_lacks_comes_out_of_the_engines_own_prefixes(
+    make: MakeKeeper, engine: Engine, supply: PageSupply, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = make()
+    engine.wait(40)
+    kept.before_batch()
+    free = supply.pool.num_free
+    engine.tree_cache.keep(free)  # all there is
+    engine.waiting_queue.clear()
+    _refuse(monkeypatch, supply)
+    _half_in(engine, tokens=100 * supply.page_size, in_place=96 * supply.page_size)
+    kept.before_batch()
+    assert engine.tree_cache.dropped >= 4 * supply.page_size
+    # No more than is there, so that nobody else is admitted on it.
+    assert supply.available_tokens <= supply.free_pages * supply.page_size
+
+
+def test_of_a_prompt_that_is_half_in_only_what_is_left_counts(
+    make: MakeKeeper, engine: Engine, supply: PageSupply
+) -> None:
+    _half_in(engine, tokens=500 * supply.page_size, in_place=500 * supply.page_size - 3)
+    assert needs_of(engine, supply.page_size).chunk <= 3 // supply.page_size + 2
 
 
 class _Working:

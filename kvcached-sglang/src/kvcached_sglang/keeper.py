@@ -94,8 +94,14 @@ class MemoryKeeper:
         # Before memory is fetched and offered: it must still be there when the batch takes it.
         self._balance(idle=False)
         self._fetch(needs)
-        # A prompt that is half in goes on whatever SGLang sees; the batch waits for its memory.
-        offer = max(supply.offer(needs.next_batch), supply.used + needs.chunk)
+        # SGLang goes on with a prompt that is half in whatever it sees. What that lacks comes out
+        # of the engine's own prefixes, and only for the rest the batch waits.
+        lacking = max(0, needs.chunk - supply.free_pages)
+        dropped = min(lacking, self._cached_tokens() // supply.page_size)
+        evict = max(evict, dropped * supply.page_size)
+        offer = supply.offer(needs.next_batch)
+        if needs.chunk:
+            offer = max(offer, supply.used + needs.chunk - dropped)
         terms = self._agreement.settle(Terms(min(offer, supply.pages), evict))
         supply.grant(terms.pages)
         self._drop(terms.evict)

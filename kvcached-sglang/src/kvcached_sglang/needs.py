@@ -67,10 +67,10 @@ def needs_of(scheduler: Any, page_size: int) -> Needs:
 
 
 def _tokens_in_place(request: Any) -> int:
-    """Tokens of a prompt in chunks that had pages when its last chunk began."""
-    if hasattr(request, "prefix_len"):  # 0.5.20 and later
-        return int(request.prefix_len)
-    return len(request.prefix_indices)
+    """Tokens of a prompt in chunks up to the end of its last chunk: those have pages."""
+    if hasattr(request, "get_fill_ids"):  # 0.5.14 and later
+        return len(request.get_fill_ids())
+    return len(request.fill_ids)
 
 
 def is_idle(scheduler: Any) -> bool:

@@ -49,6 +49,11 @@ class PageSupply:
         return self._used
 
     @property
+    def free_pages(self) -> int:
+        """Pages that have memory and are in nobody's hands, those on their way back included."""
+        return self.pool.num_free + self._returned.pages
+
+    @property
     def step(self) -> int:
         """The number of the last batch that was launched."""
         return self._step
@@ -136,7 +141,7 @@ class PageSupply:
         """
         pool = self.pool
         there = pool.num_usable - pool.num_withheld - 1
-        if pool.num_free + self._returned.pages >= need:
+        if self.free_pages >= need:
             there += pool.num_growable
         return min(self.pages, there)
 

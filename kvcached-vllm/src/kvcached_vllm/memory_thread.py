@@ -26,6 +26,8 @@ _IN_FLIGHT = 0.002
 _POLICY = 0.05
 #: Between looks while a busy engine has an order that waits for requests to end, in seconds.
 _BUSY_ORDER = 0.1
+#: For the thread to end, in seconds: a policy or a reporter of another package may be stuck.
+_PATIENCE = 10.0
 #: Between looks while nothing happens, in seconds. Whoever wants something rings.
 _ASLEEP = 5.0
 
@@ -72,12 +74,15 @@ class MemoryThread(threading.Thread):
         self._pool.ring()
 
     def stop(self) -> None:
-        """Ends the thread; returns when it has ended."""
+        """Ends the thread; returns when it has ended, or is stuck in somebody's plugin."""
         atexit.unregister(self.stop)
         self._stopping = True
+        if not self.is_alive():  # in a forked child, too, which has no ledger to ring
+            return
         self._pool.ring()
+        self.join(_PATIENCE)
         if self.is_alive():
-            self.join()
+            _log.error("kvcached: the thread that answers neighbours does not end")
 
     def run(self) -> None:
         """Until stop(), or the engine's end."""

@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections import deque
+from functools import cached_property
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -156,7 +157,8 @@ class _Elastic:
                 names = [request.request_id for request in self.running]
                 check_owners(step, names, self.kv_cache_manager)
             decoding = output.total_num_scheduled_tokens == len(output.num_scheduled_tokens)
-            ahead = self._look_ahead(decoding, foreseen).within(_STEPS_AHEAD)
+            ahead = self._look_ahead(output, foreseen).within(_STEPS_AHEAD)
+            ahead *= len(self.kv_cache_config.kv_cache_groups)  # a block in each
             supply.pool.demand(0 if decoding and not self.waiting else self._blocks_of_prompts())
             supply.end_step(self._blocks_to_admit() + ahead)
             if output.total_num_scheduled_tokens == 0 and self._starved(supply):
@@ -170,18 +172,37 @@ class _Elastic:
             return False
         return ahead.next_step <= supply.pool.num_unhashed
 
-    def _look_ahead(self, decoding: bool, foreseen: bool) -> Lookahead:
-        """What the running requests will take. `decoding`: this step was of one token each."""
-        if decoding and foreseen and self._lookahead is not None and not self._lookahead.stale:
-            self._lookahead.pass_step()  # nobody can have joined
-            return self._lookahead
+    def _look_ahead(self, output: SchedulerOutput, foreseen: bool) -> Lookahead:
+        """What the running requests will take."""
+        tokens, parts = output.total_num_scheduled_tokens, len(output.num_scheduled_tokens)
+        kept = self._lookahead
+        if kept is not None and foreseen and not kept.stale and tokens == parts > 0:
+            kept.pass_step()  # nobody can have joined
+            return kept
         ahead = Lookahead(self.running, self.block_size)
         # Nor may somebody stand back in the middle of a prompt.
-        complete = decoding and not any(
-            request.num_tokens - request.num_computed_tokens > 1 for request in self.running
+        complete = (
+            self._countable
+            and tokens == parts > 0
+            and not any(
+                request.num_tokens - request.num_computed_tokens > 1 for request in self.running
+            )
         )
         self._lookahead = ahead if complete else None
         return ahead
+
+    @cached_property
+    def _countable(self) -> bool:
+        """Whether a request that decodes takes one block every `block_size` steps: not where it
+        may take several tokens at once, has blocks of several kinds, or sits a step out while
+        another stage of a pipeline works for it."""
+        groups = self.kv_cache_config.kv_cache_groups
+        return (
+            len(groups) == 1
+            and groups[0].kv_cache_spec.block_size == self.block_size
+            and self.vllm_config.parallel_config.pipeline_parallel_size == 1
+            and self.vllm_config.speculative_config is None
+        )
 
     @property
     def _slots(self) -> int:

@@ -86,11 +86,13 @@ class WorkingMemory:
             self._give_back()
 
     def stop(self) -> None:
-        """Ends the thread."""
+        """Ends the thread; returns when it has ended, or stands behind a stuck device."""
         atexit.unregister(self.stop)
         self._stopping = True
         self._wake.set()
-        self._thread.join()
+        self._thread.join(_SAY_AGAIN)
+        if self._thread.is_alive():
+            _log.error("kvcached: giving working memory back does not end; is the device stuck?")
 
     def _take(self) -> None:
         began = said = time.monotonic()
