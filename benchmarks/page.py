@@ -31,6 +31,7 @@ _ABOUT = {
     "rank_killed": "Two servers of two ranks, with kvcached and without: one rank of each is "
     "killed.",
     "ranks": "One engine's memory on two devices: what growth costs, and what one device refuses.",
+    "layouts": "What a layout of the KV cache costs FlashAttention 3, over each layer apart.",
     "growth": "Growing to many GiB and giving it back, and what large handles pin.",
     "tokens": "The same tokens: every way of running vLLM here, elastic against vanilla.",
     "tokens_sglang": "The same tokens of SGLang, elastic against vanilla. `deterministic` is its "

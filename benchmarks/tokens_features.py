@@ -73,4 +73,12 @@ FEATURES: dict[str, Feature] = {
         {**_GRAPHS, "kv_cache_dtype": "fp8", "enable_sleep_mode": True}, _V1, sleep=(1,)
     ),
     "sleep 1 and 2": Feature({**_GRAPHS, "enable_sleep_mode": True}, sleep=(1, 2)),
+    # Over two GPUs. Custom all-reduce and NCCL as vLLM chooses them.
+    "two tensor-parallel ranks": Feature({**_GRAPHS, "tensor_parallel_size": 2}),
+    "two tensor-parallel ranks, small budget": Feature(
+        {**_GRAPHS, "tensor_parallel_size": 2},
+        elastic={**_AHEAD, "KVCACHED_LIMIT": "256MiB"},
+        same_budget=True,
+    ),
+    "two pipeline stages": Feature({**_GRAPHS, "pipeline_parallel_size": 2}),
 }

@@ -71,6 +71,8 @@ FEATURES: dict[str, Feature] = {
     "deterministic, small budget": Feature(_DETERMINISTIC, {"KVCACHED_LIMIT": "1792MiB"}),
     "deterministic, no cap": Feature(_DETERMINISTIC, {"KVCACHED_MAX_CACHED_TOKENS": "-1"}),
     "deterministic, released": Feature(_DETERMINISTIC, release=True),
+    # Over two GPUs.
+    "deterministic, two ranks": Feature({**_DETERMINISTIC, "tp_size": 2}),
 }
 
 

@@ -263,3 +263,20 @@ def test_a_number_that_is_no_blocks_is_refused(open_cache: Any, number: int) -> 
     for call in (queue.append, queue.remove):
         with pytest.raises(ValueError, match="no"):
             call(Block(number))
+
+
+def test_ids_jump_over_the_pages_of_other_layers(open_cache: Any) -> None:
+    layers, size = 3, BLOCKS_PER_EXTENT
+    ids = [number // size * size * layers + number % size for number in range(64)]
+    pool = _C.Pool([open_cache().path], 0, 64)
+    queue = _C.BlockQueue(pool, [Block(block_id) for block_id in ids], layers)
+    assert pool.ensure(3 * size, 10.0)
+    taken = queue.popleft_n(3 * size)
+    assert [block.block_id for block in taken] == ids[: 3 * size]
+    queue.prepend_n(taken)
+    queue.remove(taken[size])
+    with pytest.raises(ValueError, match="not free"):
+        queue.remove(taken[size])
+    for block_id in (size, size * layers - 1, ids[-1] + 1, -1):
+        with pytest.raises(ValueError, match="no block has this id"):
+            queue.remove(Block(block_id))

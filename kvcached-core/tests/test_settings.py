@@ -58,7 +58,7 @@ BAD = [
     ("KVCACHED_MAX_RESERVED_PAGES", "ten", "from 0 to"),
     ("KVCACHED_MAX_RESERVED_PAGES", "4294967296", "from 0 to"),
     ("KVCACHED_PAGE_SIZE_MB", "2MiB", "from 0 to"),
-    ("KVCACHED_LAYOUT", "Block", "auto, block or layer"),
+    ("KVCACHED_LAYOUT", "Block", "auto, extent, block or layer"),
     ("KVCACHED_IPC_NAME", "a/b", "letters, digits"),
     ("KVCACHED_LOG_LEVEL", "loud", "DEBUG, INFO, WARNING, ERROR or CRITICAL"),
 ]

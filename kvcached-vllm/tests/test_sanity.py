@@ -22,6 +22,7 @@ from vllm.v1.kv_cache_interface import (
 )
 
 from kvcached import _C
+from kvcached_vllm.extent_layout import BlockIds
 from kvcached_vllm.sanity import SanityError, StepCheck, check_owners
 
 TOKENS = 16
@@ -37,7 +38,7 @@ WINDOW = SlidingWindowSpec(block_size=TOKENS, sliding_window=2 * TOKENS, **_SHAP
 class Rank:
     """One rank's pager and row, and the scheduler's pool behind them, without slack."""
 
-    def __init__(self, path: Path, block_bytes: int = BLOCK_BYTES) -> None:
+    def __init__(self, path: Path, block_bytes: int = BLOCK_BYTES, layout: str = "layer") -> None:
         driver = _C.host_driver()
         driver.probe()
         geometry = _C.Geometry(
@@ -46,7 +47,7 @@ class Rank:
             [(0, 0, block_bytes, block_bytes)],
             BLOCKS_PER_EXTENT,
         )
-        self.pager = _C.Pager(driver, geometry, str(path), rank=3, sanity_check=True)
+        self.pager = _C.Pager(driver, geometry, str(path), layout=layout, rank=3, sanity_check=True)
         self.pager.start()
         self.row = _C.Row.attach(str(path))
         self.pool = _C.Pool([str(path)], 0, 0)
@@ -62,7 +63,8 @@ class Rank:
 
     def check(self, *specs: KVCacheSpec) -> StepCheck:
         groups = [KVCacheGroupSpec(["layer"], spec) for spec in specs or (FULL,)]
-        return StepCheck(self.pager, self.row, SimpleNamespace(kv_cache_groups=groups))
+        config = SimpleNamespace(kv_cache_groups=groups, kv_cache_tensors=[None] * 3)
+        return StepCheck(self.pager, self.row, config)
 
 
 @pytest.fixture
@@ -273,7 +275,7 @@ class Manager:
 
 def test_requests_may_share_what_they_both_own() -> None:
     tables = {"a": ([0, 1, 2], [0]), "b": ([0, 1, 3], [4])}
-    check_owners(1, tables, Manager(tables))
+    check_owners(1, tables, Manager(tables), BlockIds(BLOCKS_PER_EXTENT))
 
 
 def test_a_block_that_two_use_and_one_owns_is_named_with_its_request() -> None:
@@ -281,7 +283,7 @@ def test_a_block_that_two_use_and_one_owns_is_named_with_its_request() -> None:
     manager = Manager(tables)
     manager.block_pool.blocks[1].ref_cnt -= 1
     with pytest.raises(SanityError) as caught:
-        check_owners(9, tables, manager)
+        check_owners(9, tables, manager, BlockIds(BLOCKS_PER_EXTENT))
     assert str(caught.value) == (
         "kvcached: sanity check: step 9: request 'b' uses block 1, which 2 requests use and 1 own"
     )
@@ -292,4 +294,29 @@ def test_a_block_in_use_that_nobody_owns_is_found() -> None:
     manager = Manager(tables)
     manager.block_pool.blocks[5].ref_cnt = 0
     with pytest.raises(SanityError, match="'a' uses block 5, which 1 requests use and 0 own"):
-        check_owners(1, tables, manager)
+        check_owners(1, tables, manager, BlockIds(BLOCKS_PER_EXTENT))
+
+
+def test_ids_with_gaps_are_looked_up_by_the_blocks_they_stand_for(path: Path) -> None:
+    made = Rank(path, layout="extent")
+    made.commit(extents=2)
+    check = made.check()
+    first, second, third = 0, 3 * BLOCKS_PER_EXTENT, 6 * BLOCKS_PER_EXTENT
+    check.check(plan(begin("a", [first + 1, first + 3, second, second + 3])), 1)
+    with pytest.raises(SanityError, match=rf"uses block {third} of extent 2, which is absent"):
+        check.check(plan(begin("b", [third])), 2)
+    with pytest.raises(SanityError, match=r"uses block 4, and there are 62 blocks"):
+        check.check(plan(begin("c", [first + BLOCKS_PER_EXTENT])), 3)
+    made.pager.stop()
+
+
+def test_owners_are_counted_by_the_blocks_that_ids_stand_for() -> None:
+    ids = BlockIds(BLOCKS_PER_EXTENT, 3)
+    tables = {"a": ([ids.id_of(block) for block in (1, 5)],), "b": ([ids.id_of(5)],)}
+    numbers = {"a": ([1, 5],), "b": ([5],)}
+    manager = Manager(numbers)
+    manager.get_block_ids = tables.__getitem__
+    check_owners(1, tables, manager, ids)
+    manager.block_pool.blocks[5].ref_cnt -= 1
+    with pytest.raises(SanityError, match="uses block 13, which 2 requests use and 1 own"):
+        check_owners(1, tables, manager, ids)

@@ -16,6 +16,7 @@ from vllm.v1.core.kv_cache_utils import BlockHash, KVCacheBlock
 from vllm.v1.request import RequestStatus
 
 from kvcached import _C
+from kvcached_vllm.extent_layout import BlockIds
 from kvcached_vllm.supply import BlockSupply
 
 TOKENS = 16
@@ -27,7 +28,9 @@ EXTENT_BYTES = BLOCK_BYTES * BLOCKS_PER_EXTENT
 class Engine:
     """An elastic block pool as the scheduler sees it, and the pager of its one rank."""
 
-    def __init__(self, path: Path, num_blocks: int, limit_bytes: int, cached: int | None) -> None:
+    def __init__(
+        self, path: Path, num_blocks: int, limit_bytes: int, cached: int | None, layers: int
+    ) -> None:
         driver = _C.host_driver()
         driver.probe()
         size = num_blocks * BLOCK_BYTES
@@ -38,10 +41,11 @@ class Engine:
         self.pager.start()
         self.row = _C.Row.attach(str(path))
         self.block_pool = BlockPool(num_blocks, enable_caching=True, hash_block_size=TOKENS)
+        self.ids = BlockIds(BLOCKS_PER_EXTENT, layers)
         # Running, so that it waits for the pager however slow the machine is.
         self.requests: dict[str, Any] = {"request": SimpleNamespace(status=RequestStatus.RUNNING)}
         self.supply = BlockSupply(
-            _C.Pool([str(path)], 1, 4), self.block_pool, self.requests, 0, cached
+            _C.Pool([str(path)], 1, 4), self.block_pool, self.requests, 0, cached, self.ids
         )
 
     def step(self) -> None:
@@ -64,7 +68,7 @@ class Engine:
         return [
             block.block_id
             for block in blocks
-            if self.row.state(block.block_id // BLOCKS_PER_EXTENT) != "committed"
+            if self.row.state(self.ids.block_of(block.block_id) // BLOCKS_PER_EXTENT) != "committed"
         ]
 
     def check(self) -> None:
@@ -81,12 +85,13 @@ class Engine:
         assert self.uncommitted([*free, *held]) == []
 
 
-@pytest.fixture
-def make_engine(tmp_path: Path) -> Iterator[Any]:
+@pytest.fixture(params=[1, 3], ids=["ids without gaps", "ids with gaps"])
+def make_engine(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Any]:
     made: list[Engine] = []
 
     def make(num_blocks: int = 256, limit_bytes: int = 0, cached: int | None = None) -> Engine:
-        made.append(Engine(tmp_path / "engine.0.row", num_blocks, limit_bytes, cached))
+        path = tmp_path / "engine.0.row"
+        made.append(Engine(path, num_blocks, limit_bytes, cached, request.param))
         return made[-1]
 
     yield make
@@ -169,11 +174,14 @@ class Pair:
         self.elastic.free_blocks(reversed(holder.elastic))
 
     def evict(self) -> None:
-        """vLLM drops prefixes by block, as a connector may ask it to."""
+        """vLLM drops prefixes by block."""
         chosen = self.random.sample(self.known, min(3, len(self.known)))
-        for pool in (self.vanilla, self.elastic):
+        for pool, ids in ((self.vanilla, BlockIds(1)), (self.elastic, self.engine.ids)):
             found = [pool.get_cached_block(block_hash, [0]) for block_hash in chosen]
-            pool.evict_blocks({block.block_id for blocks in found if blocks for block in blocks})
+            # By place in vLLM's list of blocks.
+            pool.evict_blocks(
+                {ids.block_of(block.block_id) for blocks in found if blocks for block in blocks}
+            )
 
     def reset(self) -> None:
         done = self.vanilla.reset_prefix_cache()

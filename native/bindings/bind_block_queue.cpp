@@ -12,16 +12,20 @@ namespace kvcached::bindings {
 namespace {
 
 /// A pool behind the interface of an engine's free queue: it hands out the engine's own block
-/// objects, which it finds by their index and knows by their `block_id` attribute.
+/// objects, which it finds by their index and knows by their `block_id` attribute. In a layout in
+/// which the pages of `layers` layers take turns, an extent's worth each, ids jump over those of the
+/// other layers.
 class BlockQueue {
  public:
-  BlockQueue(Pool& pool, nb::list blocks)
+  BlockQueue(Pool& pool, nb::list blocks, std::uint32_t layers)
       : pool_(pool),
         blocks_(std::move(blocks)),
-        block_id_(nb::steal(PyUnicode_InternFromString("block_id"))) {
+        block_id_(nb::steal(PyUnicode_InternFromString("block_id"))),
+        layers_(layers) {
     if (nb::len(blocks_) != pool.extents().num_blocks()) {
       throw nb::value_error("the engine and the page table count blocks differently");
     }
+    if (layers_ == 0) throw nb::value_error("no layer");
   }
 
   std::uint32_t num_free() const { return pool_.num_free(); }
@@ -51,9 +55,9 @@ class BlockQueue {
   void append_n(nb::list blocks) { give_all(blocks, true); }
   void prepend_n(nb::list blocks) { give_all(blocks, false); }
 
-  /// Cached blocks whose prefix the engine has dropped, by id; others are left alone.
-  void forget(const std::vector<std::uint32_t>& ids) {
-    for (const std::uint32_t id : ids) (void)pool_.forget(id);
+  /// Cached blocks whose prefix the engine has dropped, by index; others are left alone.
+  void forget(const std::vector<std::uint32_t>& blocks) {
+    for (const std::uint32_t block : blocks) (void)pool_.forget(block);
   }
 
   nb::list all_free() const {
@@ -81,13 +85,20 @@ class BlockQueue {
   [[nodiscard]] std::uint32_t id_of(nb::handle block) const {
     PyObject* const number = PyObject_GetAttr(block.ptr(), block_id_.ptr());
     if (number == nullptr) nb::raise_python_error();
-    const long id = PyLong_AsLong(number);
+    const long long id = PyLong_AsLongLong(number);
     Py_DECREF(number);
     if (id == -1 && PyErr_Occurred() != nullptr) nb::raise_python_error();
-    if (id < 0 || id >= static_cast<long>(pool_.extents().num_blocks())) {
+    if (id >= 0 && layers_ == 1 && id < pool_.extents().num_blocks()) {
+      return static_cast<std::uint32_t>(id);
+    }
+    // An extent's ids are followed by those of its other layers' pages.
+    const long long per_extent = pool_.extents().blocks_per_extent();
+    const long long period = per_extent * layers_;
+    const long long index = id / period * per_extent + id % period;
+    if (id < 0 || id % period >= per_extent || index >= pool_.extents().num_blocks()) {
       throw nb::value_error("no block has this id");
     }
-    return static_cast<std::uint32_t>(id);
+    return static_cast<std::uint32_t>(index);
   }
 
   void give(nb::handle block, bool cached) {
@@ -107,6 +118,7 @@ class BlockQueue {
   Pool& pool_;
   nb::list blocks_;
   nb::object block_id_;
+  std::uint32_t layers_;
 };
 
 }  // namespace
@@ -115,8 +127,9 @@ void bind_block_queue(nb::module_& module) {
   nb::class_<BlockQueue>(module, "BlockQueue",
                          "A pool behind the interface of vLLM's FreeKVCacheBlockQueue: blocks "
                          "prepended hold no prefix, blocks appended do.")
-      .def(nb::init<Pool&, nb::list>(), nb::arg("pool"), nb::arg("blocks"), nb::keep_alive<1, 2>(),
-           "`blocks` is the engine's list of all blocks, by id.")
+      .def(nb::init<Pool&, nb::list, std::uint32_t>(), nb::arg("pool"), nb::arg("blocks"),
+           nb::arg("layers") = 1, nb::keep_alive<1, 2>(),
+           "`blocks` is the engine's list of all blocks, in the order of their ids.")
       .def_prop_ro("num_free_blocks", &BlockQueue::num_free)
       .def("popleft", &BlockQueue::popleft)
       .def("popleft_n", &BlockQueue::popleft_n, nb::arg("n"))
@@ -124,8 +137,9 @@ void bind_block_queue(nb::module_& module) {
       .def("append", &BlockQueue::append, nb::arg("block"))
       .def("append_n", &BlockQueue::append_n, nb::arg("blocks"))
       .def("prepend_n", &BlockQueue::prepend_n, nb::arg("blocks"))
-      .def("forget", &BlockQueue::forget, nb::arg("block_ids"),
-           "Cached blocks whose prefix is gone become free; other ids are ignored.")
+      .def("forget", &BlockQueue::forget, nb::arg("blocks"),
+           "Cached blocks whose prefix is gone become free, by their places in the engine's list; "
+           "others are ignored.")
       .def("get_all_free_blocks", &BlockQueue::all_free)
       .def("iter_blocks_after", &BlockQueue::after, nb::arg("cursor").none(),
            "Free blocks in the order of handing out, after the cursor.");

@@ -543,9 +543,10 @@ class BlockQueue(Generic[_BlockT]):
     appended first.
     """
 
-    def __init__(self, pool: Pool, blocks: list[_BlockT]) -> None:
-        """`blocks` is the engine's list of all blocks, by id. Raises ValueError where the pool
-        counts another number."""
+    def __init__(self, pool: Pool, blocks: list[_BlockT], layers: int = 1) -> None:
+        """`blocks` is the engine's list of all blocks, in the order of their ids. With `layers`
+        above 1 the ids jump: behind those of an extent come those of its other layers' pages.
+        Raises ValueError where the pool counts another number."""
     @property
     def num_free_blocks(self) -> int:
         """Blocks that popleft_n can give."""
@@ -561,8 +562,9 @@ class BlockQueue(Generic[_BlockT]):
         """Return blocks that hold a prefix."""
     def prepend_n(self, blocks: list[_BlockT]) -> None:
         """Return blocks that hold none."""
-    def forget(self, block_ids: Sequence[int]) -> None:
-        """Cached blocks whose prefix is gone become free; other ids are ignored."""
+    def forget(self, blocks: Sequence[int]) -> None:
+        """Cached blocks whose prefix is gone become free, by their places in the engine's list;
+        others are ignored."""
     def get_all_free_blocks(self) -> list[_BlockT]:
         """Free blocks in the order of handing out."""
     def iter_blocks_after(self, cursor: _BlockT | None) -> Iterator[_BlockT]:

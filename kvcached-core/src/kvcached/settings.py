@@ -55,7 +55,9 @@ Tokens = Annotated[int, Field(ge=-1), Allowed("a whole number from -1 on")]
 Share = Annotated[float, Field(gt=0, le=1), Allowed("a number above 0 and up to 1")]
 Weight = Annotated[float, Field(ge=0.001, le=1_000_000), Allowed("a number from 0.001 to 1000000")]
 Layout = Annotated[
-    Literal["auto", "block", "layer"], BeforeValidator(_stripped), Allowed("auto, block or layer")
+    Literal["auto", "extent", "block", "layer"],
+    BeforeValidator(_stripped),
+    Allowed("auto, extent, block or layer"),
 ]
 LogFormat = Annotated[Literal["text", "json"], BeforeValidator(_stripped), Allowed("text or json")]
 LogLevel = Annotated[

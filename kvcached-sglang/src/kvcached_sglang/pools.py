@@ -8,6 +8,8 @@ import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from kvcached import _C, hooks
 from kvcached import settings as kvcached_settings
 from kvcached_sglang import NotElastic, allocators, attachment, identity, reasons, say_once
@@ -96,7 +98,7 @@ def create_buffers(original: Callable[..., Any], self: Any) -> Any:
     reason = reasons.pool_reason(self)
     if reason is None:
         try:
-            driver = hooks.driver_for(_kind(self.device))
+            driver = driver_of(self.device)
         except _C.Error as error:
             reason = f"no usable driver: {error}"
     if reason is not None:
@@ -128,8 +130,11 @@ def bounded(found: int) -> int:
     return min([found, *(bound - bound // 16 for bound in bounds)])
 
 
-def _kind(device: Any) -> str:
-    return str(device).split(":", maxsplit=1)[0]
+def driver_of(device: Any) -> _C.Driver:
+    """The driver of this process's device; SGLang's pools name its kind alone, and each rank makes
+    its own GPU CUDA's current one. Raises _C.Error where it cannot be used."""
+    kind = torch.device(device).type
+    return hooks.driver_for(kind, torch.cuda.current_device() if kind == "cuda" else 0)
 
 
 def stay_vanilla(reason: str) -> None:
@@ -154,7 +159,7 @@ def place_of(builder: Any) -> Place:
 def memory_for(pool: Any, place: Place) -> RankMemory:
     """Memory for a pool without tensors. Raises NotElastic where there is none."""
     try:
-        driver = hooks.driver_for(_kind(pool.device))
+        driver = driver_of(pool.device)
     except _C.Error as error:
         raise NotElastic(f"kvcached: no usable driver: {error}") from None
     return RankMemory(pool, driver, settings(), place)

@@ -15,7 +15,8 @@ from vllm.v1.worker.utils import select_common_block_size
 
 from kvcached_vllm import say_once
 from kvcached_vllm.attach import settings
-from kvcached_vllm.kv_placement import can_pack, packed, spec_of
+from kvcached_vllm.extent_layout import EXTENT, by_extent, fits, least_extent_bytes
+from kvcached_vllm.kv_placement import Placement, can_pack, packed, spec_of
 from kvcached_vllm.warm_up import in_the_null_block
 from kvcached_vllm.worker import ElasticWorker
 from kvcached_vllm.working_memory import WorkingMemory
@@ -29,10 +30,11 @@ if TYPE_CHECKING:
 _log = logging.getLogger("vllm.kvcached")
 
 #: GPUs whose memory is HBM, by compute capability: Ampere's, Hopper's and Blackwell's server
-#: chips. On an H200 attention over a block-major cache takes 1% longer, and growth a thirtieth of
-#: the time; on a chip with less bandwidth (a GB10) a third longer was published. See
-#: docs/how-it-works.md.
+#: chips. Measured is an H200; on a chip with less bandwidth (a GB10), attention over a block-major
+#: cache was published to take a third longer. See docs/how-it-works.md.
 _WIDE_MEMORY = {(8, 0), (9, 0), (10, 0), (10, 3)}
+#: Attention that finds a page by its id alone, and is compared with vanilla in the layout "extent".
+_FINDS_PAGES_BY_ID = {"FLASH_ATTN", "FLASHINFER", "TRITON_ATTN"}
 #: Of the device's memory, so little that vLLM's look at what is free never fails.
 _HARDLY_ANY = 0.001
 
@@ -98,21 +100,49 @@ class ElasticGPUWorker(ElasticWorker, Worker):  # type: ignore[misc]
         )
         return available
 
-    def _arranged(self, config: KVCacheConfig) -> KVCacheConfig:
+    def initialize_from_config(self, kv_cache_config: KVCacheConfig) -> None:
+        """vLLM's allocation of the KV cache, over a region of ours."""
+        super().initialize_from_config(kv_cache_config)
+        # vLLM's worker notes how many ids there are, which may be more than blocks, and may share
+        # this object with the scheduler.
+        self.cache_config.num_gpu_blocks = kv_cache_config.num_blocks
+
+    def _placed(self, config: KVCacheConfig) -> Placement:
         wanted = settings().layout
         if wanted == "layer" or not can_pack(config) or not self._kernels_take_whole_blocks(config):
-            if wanted == "block":
-                say_once("kvcached: KVCACHED_LAYOUT=block is not possible with this attention")
-            return config
+            if wanted not in ("auto", "layer"):
+                say_once(f"kvcached: KVCACHED_LAYOUT={wanted} is not possible with this attention")
+            return super()._placed(config)
         if wanted == "auto" and torch.cuda.get_device_capability(self.device) not in _WIDE_MEMORY:
-            return config
-        return packed(config)
+            return super()._placed(config)
+        together = packed(config)
+        if wanted != "block" and self._may_be_by_extent(config):
+            geometry = self._geometry(together, least_extent_bytes(config))
+            if fits(config, geometry.blocks_per_extent):
+                made, slices = by_extent(config, geometry.blocks_per_extent)
+                return Placement(made, geometry, EXTENT, slices)
+        if wanted == EXTENT:
+            say_once("kvcached: KVCACHED_LAYOUT=extent is not possible here; it is block")
+        return super()._placed(together)
 
-    def _kernels_take_whole_blocks(self, config: KVCacheConfig) -> bool:
+    def _may_be_by_extent(self, config: KVCacheConfig) -> bool:
+        # Pipeline stages have layers of their own, and ids that every rank shares.
+        alone = self.vllm_config.parallel_config.pipeline_parallel_size == 1
+        names = {
+            backend.get_name() for _, backends in self._backends(config) for backend in backends
+        }
+        return alone and names <= _FINDS_PAGES_BY_ID
+
+    def _backends(self, config: KVCacheConfig) -> Iterator[tuple[Any, list[Any]]]:
+        """Each group with the attention backends of its layers."""
         layers = get_layers_from_vllm_config(self.vllm_config, AttentionLayerBase)
         for group in config.kv_cache_groups:
             names = [name for name in group.layer_names if name in layers]
-            backends = [layers[name].get_attn_backend() for name in names]
+            yield group, [layers[name].get_attn_backend() for name in names]
+
+    def _kernels_take_whole_blocks(self, config: KVCacheConfig) -> bool:
+        for group, backends in self._backends(config):
+            names = group.layer_names
             size = group.kv_cache_spec.block_size
             if not backends or select_common_block_size(size, backends) != size:
                 return False

@@ -9,6 +9,7 @@ region, and the allocations are slices of it.
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vllm.v1.kv_cache_interface import KVCacheTensor, UniformTypeKVCacheSpecs
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
     from vllm.v1.kv_cache_interface import KVCacheConfig, KVCacheSpec
 
+    from kvcached import _C
+
 #: (region, offset, stride, bytes): a layer's page of block b lies at offset + b * stride.
 Span = tuple[int, int, int, int]
 #: (offset, bytes) of one allocation within the region.
@@ -25,6 +28,19 @@ Slice = tuple[int, int]
 
 #: Whether a tensor lists its layers with a stride between them (vLLM 0.29 and later).
 ONE_BUFFER = "layers" in KVCacheTensor.__dataclass_fields__
+
+
+@dataclass(frozen=True)
+class Placement:
+    """One rank's cache: what vLLM is told of it, and what the pager is."""
+
+    config: KVCacheConfig
+    """vLLM's, with the layers' pages where `layout` has them."""
+    geometry: _C.Geometry
+    layout: str
+    """The layout's name: "layer", "block" or "extent"."""
+    slices: list[Slice]
+    """What vLLM will allocate for `config`, in its order."""
 
 
 def spec_of(config: KVCacheConfig, layer: str) -> KVCacheSpec:

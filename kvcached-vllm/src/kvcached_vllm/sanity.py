@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from vllm.v1.kv_cache_interface import SlidingWindowSpec, UniformTypeKVCacheSpecs
 
+from kvcached_vllm.extent_layout import ids_of
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from vllm.v1.kv_cache_interface import KVCacheConfig
 
     from kvcached import _C
+    from kvcached_vllm.extent_layout import BlockIds
 
 #: Blocks of one request, by KV cache group.
 _Blocks = list["array[int]"]
@@ -43,6 +46,7 @@ class StepCheck:
         self._rank = facts["rank"]
         self._num_blocks = facts["num_blocks"]
         self._blocks_per_extent = facts["blocks_per_extent"]
+        self._ids = ids_of(facts, config)
         self._windows = [_window_of(group.kv_cache_spec) for group in config.kv_cache_groups]
         self._requests: dict[str, _Blocks] = {}
 
@@ -62,13 +66,13 @@ class StepCheck:
             return
         flags = torch.frombuffer(bytearray(self._row.committed()), dtype=torch.uint8).bool()
         committed = flags.repeat_interleave(self._blocks_per_extent)[: self._num_blocks]
-        everything = torch.cat([blocks for _, blocks in used])
+        everything = self._ids.block_of(torch.cat([ids for _, ids in used]))
         in_range = (everything >= 0) & (everything < self._num_blocks)
         if in_range.all() and committed[everything].all():
             return
-        for name, blocks in used:
-            for block in blocks.tolist():
-                self._judge(step, name, block)
+        for name, ids in used:
+            for block_id in ids.tolist():
+                self._judge(step, name, block_id)
 
     def _follow(self, plan: SchedulerOutput, step: int) -> dict[str, int]:
         """Takes a plan in; returns the requests that it computes and their tokens so far."""
@@ -104,8 +108,9 @@ class StepCheck:
             skipped = max(0, tokens - window + 1) if window else 0
             yield have, skipped // size
 
-    def _judge(self, step: int, name: str, block: int) -> None:
-        who = f"request {name!r} uses block {block}"
+    def _judge(self, step: int, name: str, block_id: int) -> None:
+        who = f"request {name!r} uses block {block_id}"
+        block = self._ids.block_of(block_id)
         if not 0 <= block < self._num_blocks:
             raise SanityError(
                 step, f"rank {self._rank}: {who}, and there are {self._num_blocks} blocks"
@@ -134,7 +139,7 @@ def _window_of(spec: Any) -> tuple[int, int]:
     return window, spec.block_size
 
 
-def check_owners(step: int, requests: Iterable[str], manager: Any) -> None:
+def check_owners(step: int, requests: Iterable[str], manager: Any, ids: BlockIds) -> None:
     """Raises SanityError where more of the running `requests` use a block than are counted as its
     users, so that it may be free, or somebody else's. `manager` is vLLM's KV cache manager."""
     users: Counter[int] = Counter()
@@ -146,9 +151,10 @@ def check_owners(step: int, requests: Iterable[str], manager: Any) -> None:
     pool = manager.block_pool
     users.pop(pool.null_block.block_id, None)
     for block, count in users.items():
-        if count > pool.blocks[block].ref_cnt:
+        owned = pool.blocks[ids.block_of(block)].ref_cnt
+        if count > owned:
             raise SanityError(
                 step,
                 f"request {last[block]!r} uses block {block}, which {count} requests use and "
-                f"{pool.blocks[block].ref_cnt} own",
+                f"{owned} own",
             )

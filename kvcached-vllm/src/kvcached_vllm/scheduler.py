@@ -20,6 +20,7 @@ from kvcached.telemetry.reporter import EventReporter
 from kvcached_vllm import NotElastic, identity
 from kvcached_vllm.attach import settings
 from kvcached_vllm.coordinator import Coordinators, elastic_coordinator
+from kvcached_vllm.extent_layout import BlockIds, ids_of
 from kvcached_vllm.kv_layout import config_reason, longest_request_blocks
 from kvcached_vllm.lookahead import Lookahead
 from kvcached_vllm.memory_thread import MemoryThread
@@ -66,6 +67,7 @@ class _Elastic:
     _memory: MemoryThread | None = None
     _lookahead: Lookahead | None = None
     """None where a running request may take more than a token in the next step."""
+    _ids: BlockIds
     _starved_logged = 0.0
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -98,12 +100,14 @@ class _Elastic:
         # A share of what can be granted, not of the address space.
         manager.watermark_blocks = int(watermark * limit_blocks)
         cap = wanted.max_cached_tokens
+        self._ids = ids_of(facts, self.kv_cache_config)
         supply = BlockSupply(
             pool,
             manager.block_pool,
             self.requests,
             manager.watermark_blocks,
             None if cap < 0 else cap // self.block_size,
+            self._ids,
         )
         self._coordinators = Coordinators(
             vanilla=manager.coordinator,
@@ -155,7 +159,7 @@ class _Elastic:
             setattr(output, STEP_ATTRIBUTE, step)
             if settings().sanity_check:
                 names = [request.request_id for request in self.running]
-                check_owners(step, names, self.kv_cache_manager)
+                check_owners(step, names, self.kv_cache_manager, self._ids)
             decoding = output.total_num_scheduled_tokens == len(output.num_scheduled_tokens)
             ahead = self._look_ahead(output, foreseen).within(_STEPS_AHEAD)
             ahead *= len(self.kv_cache_config.kv_cache_groups)  # a block in each

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from vllm.v1.core.block_pool import BlockPool
     from vllm.v1.request import Request
 
+    from kvcached_vllm.extent_layout import BlockIds
+
 #: Longest wait of a whole scheduling step for memory on behalf of requests that only wait, in
 #: seconds: they lose nothing by waiting one step more, and those that run lose the wait.
 STEP_BUDGET = 0.0015
@@ -34,10 +36,16 @@ class BlockSupply:
         requests: dict[str, Request],
         watermark_blocks: int,
         max_cached_blocks: int | None,
+        ids: BlockIds | None = None,
     ) -> None:
-        """`max_cached_blocks`: how many prefix blocks to keep once free; None for all."""
+        """`max_cached_blocks`: how many prefix blocks to keep once free; None for all. `ids`: what
+        the engine is to know its blocks by; None for their numbers."""
         self.pool = pool
-        self.queue = _C.BlockQueue(pool, block_pool.blocks)
+        if ids is not None and ids.layers > 1:
+            # Before anybody has heard of a block, the null block aside, whose id stays 0.
+            for number, block in enumerate(block_pool.blocks):
+                block.block_id = ids.id_of(number)
+        self.queue = _C.BlockQueue(pool, block_pool.blocks, 1 if ids is None else ids.layers)
         self._block_pool = block_pool
         self._requests = requests
         self._watermark = watermark_blocks

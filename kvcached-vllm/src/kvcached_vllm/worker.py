@@ -23,7 +23,7 @@ from kvcached_vllm.kv_layout import (
     longest_request_blocks,
     uncovered_kind,
 )
-from kvcached_vllm.kv_placement import allocations_of, spans_of
+from kvcached_vllm.kv_placement import Placement, allocations_of, spans_of
 from kvcached_vllm.launches import LaunchMarks
 from kvcached_vllm.sanity import SanityError, StepCheck
 
@@ -114,48 +114,53 @@ class ElasticWorker:
             self._row = _C.Row.vanilla(path, name, self._reason or "no driver", self.rank)
             super().initialize_from_config(kv_cache_config)  # type: ignore[misc]
             return
-        kv_cache_config = self._arranged(kv_cache_config)
-        self._pager = self._start_pager(kv_cache_config, path, name)
+        placed = self._placed(kv_cache_config)
+        self._pager = self._start_pager(placed, path, name)
         # vLLM ends its workers with a signal at times; shutdown() is not always called.
         atexit.register(self._pager.stop)
         self._marks = LaunchMarks(self._pager, self.device)
         if wanted.sanity_check:
-            self._check = StepCheck(self._pager, _C.Row.attach(path), kv_cache_config)
+            self._check = StepCheck(self._pager, _C.Row.attach(path), placed.config)
         region = self._region(self._pager)
-        slices = allocations_of(kv_cache_config)
-        expected = [(size, functools.partial(region.narrow, 0, at, size)) for at, size in slices]
+        expected = [
+            (size, functools.partial(region.narrow, 0, at, size)) for at, size in placed.slices
+        ]
         with RegionForZeros(expected, self.device) as mode:
-            super().initialize_from_config(kv_cache_config)  # type: ignore[misc]
+            super().initialize_from_config(placed.config)  # type: ignore[misc]
         if mode.unused:
             raise NotElastic(
                 "kvcached: vLLM did not allocate its KV cache where it was expected "
                 f"({mode.unused} bytes); start with ENABLE_KVCACHED=false"
             )
 
-    def _arranged(self, config: KVCacheConfig) -> KVCacheConfig:
-        """This rank's configuration, with the layers of a block together where that is ours to
-        choose."""
-        return config
+    def _placed(self, config: KVCacheConfig) -> Placement:
+        """Where this rank's pages lie: as vLLM has it, where that is not ours to choose."""
+        geometry = self._geometry(config)
+        return Placement(config, geometry, layout_of(spans_of(config)), allocations_of(config))
 
-    def _start_pager(self, config: KVCacheConfig, path: str, name: str) -> _C.Pager:
-        wanted = settings()
+    def _geometry(self, config: KVCacheConfig, least_part_bytes: int = 0) -> _C.Geometry:
         assert self._driver is not None
         text = self.vllm_config.model_config.hf_text_config
         layers = getattr(text, "num_hidden_layers", 0) or 0
         stages = layers_of_stages(layers, self.vllm_config.parallel_config.pipeline_parallel_size)
-        geometry = geometry_of(config, layers, self._driver, wanted.page_size_mb << 20, stages)
+        least = max(least_part_bytes, settings().page_size_mb << 20)
+        return geometry_of(config, layers, self._driver, least, stages)
+
+    def _start_pager(self, placed: Placement, path: str, name: str) -> _C.Pager:
+        wanted = settings()
+        assert self._driver is not None
         limit = wanted.limit or self._budget_bytes
         pager = _C.Pager(
             self._driver,
-            geometry,
+            placed.geometry,
             path,
             name,
-            layout_of(spans_of(config)),
+            placed.layout,
             self.rank,
             limit,
             ledger=str(shm.ledger_path(identity.directory(wanted), self._driver.device_id)),
             shared=bool(wanted.shm_group),
-            terms=self._terms(config, geometry, limit, self._driver.granularity),
+            terms=self._terms(placed, limit, self._driver.granularity),
             sanity_check=wanted.sanity_check,
         )
         self._driver = None  # the pager's now
@@ -165,17 +170,15 @@ class ElasticWorker:
             raise NotElastic(f"kvcached: {error}; {_advice(str(error), wanted)}") from None
         return pager
 
-    def _terms(
-        self, config: KVCacheConfig, geometry: _C.Geometry, limit: int, granule: int
-    ) -> _C.LeaseTerms:
+    def _terms(self, placed: Placement, limit: int, granule: int) -> _C.LeaseTerms:
         wanted = settings()
         if wanted.floor is not None and wanted.floor > limit:
             raise NotElastic(
                 f"kvcached: KVCACHED_FLOOR={format_size(wanted.floor)} is above the limit of "
                 f"{format_size(limit)}; lower it, or raise KVCACHED_LIMIT"
             )
-        blocks = longest_request_blocks(self.vllm_config, config)
-        extents = -(-blocks // geometry.blocks_per_extent)
+        blocks = longest_request_blocks(self.vllm_config, placed.config)
+        extents = -(-blocks // placed.geometry.blocks_per_extent)
         return _C.LeaseTerms(
             identity.group_of(wanted),
             identity.instance_of(self.vllm_config),
@@ -185,7 +188,7 @@ class ElasticWorker:
             weight=wanted.weight,
             utilisation=wanted.gpu_utilization,
             device_limit_bytes=wanted.capacity,
-            longest_bytes=extents * geometry.extent_bytes(granule),
+            longest_bytes=extents * placed.geometry.extent_bytes(granule),
         )
 
     def _region(self, pager: _C.Pager) -> torch.Tensor:
