@@ -75,15 +75,21 @@ def start(stack: ExitStack, options: argparse.Namespace, directory: Path) -> tup
 
 
 def blocks_in_use(rows: Path) -> int:
-    """Waits until the elastic engine has a request; returns how many blocks requests have."""
+    """Blocks that the elastic engine's requests have."""
+    for path in rows.glob("kvcached_elastic-*.0.row"):
+        # The null block is always in use.
+        return int(_C.Row.attach(str(path)).describe()["used_blocks"]) - 1
+    return 0
+
+
+def wait_until_busy(both: Sequence[Server]) -> float:
+    """Returns how many requests the idler of both servers runs, once it runs one: what an engine
+    does without a rank is another thing where the other ranks wait for it in a collective."""
     deadline = time.monotonic() + BUSY_WITHIN
     while True:
-        used = 0
-        for path in rows.glob("kvcached_elastic-*.0.row"):
-            # The null block is always in use.
-            used = int(_C.Row.attach(str(path)).describe()["used_blocks"]) - 1
-        if used > 0 or time.monotonic() > deadline:
-            return used
+        running = min(server.running() for server in both)
+        if running > 0 or time.monotonic() > deadline:
+            return running
         time.sleep(0.02)
 
 
@@ -119,6 +125,7 @@ def measure(report: Report, options: argparse.Namespace) -> None:
         load = _Load(both, options, directory)
         load.start()
         time.sleep(BEFORE)
+        running = wait_until_busy(both)
         busy = blocks_in_use(rows)
         leases = LeaseEnd(rows)
         if not leases.first:
@@ -137,6 +144,7 @@ def measure(report: Report, options: argparse.Namespace) -> None:
         for watcher in watchers:
             watcher.join(ENDS_WITHIN)
         load.join(ENDS_WITHIN)
+        report.add(Row("requests of the idler server then", Samples("", [running]), ALIKE))
         report.add(Row("blocks in use when the rank was killed", Samples("", [busy]), ALIKE))
         add_end(report, ended, back, options.rank)
         for server in both:

@@ -15,6 +15,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from prometheus_client.parser import text_string_to_metric_families
+
 from benchmarks import engines
 from benchmarks.engines import EngineFailed
 
@@ -74,6 +76,20 @@ class Server:
     def alive(self) -> bool:
         """Whether the server runs and says that its engine does: vLLM answers 503 where it died."""
         return self.process.poll() is None and self._healthy()
+
+    def running(self) -> float:
+        """How many requests it computes now. Raises EngineFailed where it does not say."""
+        try:
+            with urllib.request.urlopen(f"{self.url}/metrics", timeout=5) as answer:
+                text = answer.read().decode()
+        except OSError as error:
+            raise EngineFailed(f"{self.name} does not answer: {error}") from None
+        return sum(
+            sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+            if sample.name == "vllm:num_requests_running"
+        )
 
     def wait_until_ready(self, deadline: float) -> None:
         """Raises EngineFailed where it ended, or is not ready at `deadline`, of time.time()."""
