@@ -8,7 +8,8 @@ and not minutes apart. Each is started, left alone for a second, and then plays
   bursts       a round to warm up, then `--rounds` rounds of `--requests` requests at once
   steady load  `--steady-rounds` times `--steady-seconds` of `--rate` requests/s (0: none)
 
-The figures are elastic over vanilla, of the same round of the same pair.
+The figures are elastic over vanilla, of the same round of the same pair; side by side, of the same
+two rounds, in which each of them went first once.
 
   output tokens/s   of a burst
   TTFT              to the first token, from when the request was due; of a burst it is queueing
@@ -137,7 +138,7 @@ def measure(report: Report, options: argparse.Namespace) -> None:
             print(failure, file=sys.stderr)
             report.fail("the pairs after these", str(failure).splitlines()[0])
     elastic, vanilla = ([pair[kind] for pair in pairs] for kind in ("elastic", "vanilla"))
-    solo_speed.add_rows(report, elastic, vanilla)
+    solo_speed.add_rows(report, elastic, vanilla, options.side_by_side)
     solo_memory.add_rows(report, elastic, vanilla, alone=not options.side_by_side)
     report.note(
         runs=[

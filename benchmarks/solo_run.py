@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 from benchmarks.meters import Reading
@@ -67,6 +69,16 @@ class Run:
         ]
 
     @property
+    def in_twos(self) -> Run:
+        """The same with every two neighbouring rounds taken as one; of an odd number of them the
+        last is left out."""
+        twos = {
+            phase: [_together(two) for two in list(pairwise(self.report[phase]))[::2]]
+            for phase in ("rounds", "steady")
+        }
+        return replace(self, report={**self.report, **twos})
+
+    @property
     def phases(self) -> dict[str, list[list[float]]]:
         """[begin, end] of every round of a phase, in seconds since the start."""
         played = {"warm-up": [self.report["warm_up"]], "bursts": self.report["rounds"]}
@@ -112,3 +124,13 @@ class Run:
             )
             parts.append(f"steady: TTFT p50 {ttft} ms, TPOT p99 {tpot} ms")
         return "; ".join(parts)
+
+
+def _together(rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Rounds as one: sums of what can be summed, every request's times."""
+    whole = {
+        name: sum(turn[name] for turn in rounds)
+        for name in ("seconds", "processor_seconds", "output_tokens")
+    }
+    times = {name: [t for turn in rounds for t in turn[name]] for name in ("ttft", "tpot")}
+    return {**whole, **times, "output_tokens_per_second": whole["output_tokens"] / whole["seconds"]}

@@ -23,8 +23,17 @@ _STEADY: tuple[tuple[str, str, float, Target | None], ...] = (
 )
 
 
-def add_rows(report: Report, elastic: list[Run], vanilla: list[Run]) -> None:
-    """Adds the comparison of both, pair by pair."""
+def add_rows(
+    report: Report, elastic: list[Run], vanilla: list[Run], side_by_side: bool = False
+) -> None:
+    """Adds the comparison of both, pair by pair.
+
+    Engines that are alive side by side go first in turns, and an engine that goes twice in a row
+    may be slower the second time; two rounds together have each of them once in each place.
+    """
+    _note_tokens(report, elastic, vanilla)
+    if side_by_side:
+        elastic, vanilla = ([run.in_twos for run in runs] for runs in (elastic, vanilla))
 
     def compare(
         name: str, unit: str, of: Callable[[Run], list[float]], target: Target | None = None
@@ -49,7 +58,6 @@ def add_rows(report: Report, elastic: list[Run], vanilla: list[Run]) -> None:
             )
     compare("processor time", "s", lambda run: run.of_rounds("processor_seconds"))
     compare("time to ready", "s", lambda run: [run.seconds_to_ready], READY)
-    _note_tokens(report, elastic, vanilla)
 
 
 def _note_tokens(report: Report, elastic: list[Run], vanilla: list[Run]) -> None:
