@@ -105,9 +105,7 @@ class PrefixCache:
 class Scheduler(SimpleNamespace):
     """One rank's scheduler, and what it decided."""
 
-    def __init__(
-        self, device: Device, agreement: Agreement, cap: int, chunk: int | None
-    ) -> None:
+    def __init__(self, device: Device, agreement: Agreement, cap: int, chunk: int | None) -> None:
         """`cap`: of cached tokens. `chunk`: tokens of a prompt that a batch takes in at most, None
         where prompts are taken in whole."""
         allocator = HookedAllocator()

@@ -58,7 +58,9 @@ def test_a_prompt_that_will_be_cut_counts_whole() -> None:
     assert needs.next_batch == 350 + 2
 
 
-@pytest.mark.parametrize("waiting", [(60, 60, 800), (800, 60, 60), (60,) * 400 + (800,), (0,) * 400 + (800,)])
+@pytest.mark.parametrize(
+    "waiting", [(60, 60, 800), (800, 60, 60), (60,) * 400 + (800,), (0,) * 400 + (800,)]
+)
 def test_whichever_prompt_is_cut_it_may_be_the_longest(waiting: tuple[int, ...]) -> None:
     # Hits make room for others in the batch, and SGLang may take its queue in another order.
     needs = needs_of(scheduler(*waiting), 1)

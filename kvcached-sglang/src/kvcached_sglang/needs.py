@@ -84,10 +84,10 @@ class _Chunks:
     """How a scheduler takes prompts in."""
 
     def __init__(self, scheduler: Any, page_size: int, decode: int) -> None:
-        size = scheduler.chunked_prefill_size
-        self.cut = size is not None and size > 0
+        size: int = scheduler.chunked_prefill_size or 0
+        self.cut = size > 0
         """Whether prompts are cut."""
-        self.room = size if self.cut else scheduler.max_prefill_tokens
+        self.room: int = size if self.cut else scheduler.max_prefill_tokens
         """Tokens of prompts in a batch."""
         self._page_size = page_size
         self._decode = decode

@@ -131,8 +131,8 @@ class Pool {
 
   /// Tells how many blocks the oldest running request holds: no neighbour gets at those.
   void keep(std::uint32_t blocks) noexcept { keep_blocks_ = blocks; }
-  /// Tells that so many free blocks are promised to a request that will take them unasked: until told
-  /// otherwise they stay free, whoever waits for memory.
+  /// Tells that so many free blocks are promised to a request that will take them unasked: they
+  /// stay free until told otherwise, whoever waits for memory.
   void promise(std::uint32_t blocks) noexcept { promised_blocks_ = blocks; }
   /// Sleeps until what was refused may be had, or `deadline`.
   void wait_for_memory(Clock::time_point deadline);
