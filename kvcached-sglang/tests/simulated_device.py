@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from kvcached import _C
+from kvcached_sglang import page_supply
 from kvcached_sglang.page_supply import PageSupply
 
 GRANULE = 65536
@@ -41,6 +42,9 @@ class PatientPool:
         del self._pool
 
     def ensure(self, blocks: int, seconds: float) -> bool:
+        if seconds == page_supply.LOOK:
+            # A batch that was formed takes its pages: it must find them.
+            assert self._pool.ensure(blocks, 0.0), f"{blocks} pages were granted and are not there"
         for _ in range(self._turns(seconds)):
             if self._pool.ensure(blocks, 0.0):
                 return True
@@ -71,6 +75,8 @@ class Device:
         pool: Any = self.pool
         self.supply = PageSupply(pool, torch.device("cpu"), page_size=1)
         self._neighbour: _C.Lease | None = None
+        self._stays = dice.random() < 0.5
+        """Whether the neighbour keeps what it has got to the end."""
         self._running: deque[int] = deque()
 
     def _turns(self, seconds: float) -> int:
@@ -91,7 +97,7 @@ class Device:
                 self._pager.launched(self._running.popleft())
         elif what < 0.9:
             self._press()
-        elif self._neighbour is not None:
+        elif not self._stays:
             self._leave()
 
     def _press(self) -> None:

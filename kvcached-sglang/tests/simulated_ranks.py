@@ -61,9 +61,10 @@ class SimulatedRanks:
         self._meeting = _Meeting(self._wait)
         self._arrivals = arrivals(self._dice, TURNS)
         cap = self._dice.choice((-1, 0, 6))
+        chunk = self._dice.choice((None, 3, 7))
         self._devices = [Device(where, rank, self._dice, self._wait) for rank in range(RANKS)]
         self.schedulers = [
-            Scheduler(device, agree(self._least_for(rank), RANKS), cap)
+            Scheduler(device, agree(self._least_for(rank), RANKS), cap, chunk)
             for rank, device in enumerate(self._devices)
         ]
 

@@ -33,6 +33,14 @@ class Request:
     def tokens(self) -> int:
         return len(self.origin_input_ids) + len(self.output_ids)
 
+    @property
+    def in_place(self) -> int:
+        """Tokens that have pages."""
+        return sum(pages.numel() for pages in self.pages)
+
+    def get_fill_ids(self) -> list[int]:
+        return (self.origin_input_ids + self.output_ids)[: self.in_place]
+
 
 class StockAllocator:
     """SGLang's list of free pages, as its ``TokenToKVPoolAllocator`` keeps it."""
@@ -97,15 +105,19 @@ class PrefixCache:
 class Scheduler(SimpleNamespace):
     """One rank's scheduler, and what it decided."""
 
-    def __init__(self, device: Device, agreement: Agreement, cap: int) -> None:
+    def __init__(self, device: Device, agreement: Agreement, cap: int, chunk: int | None) -> None:
+        """`cap`: of cached tokens. `chunk`: tokens of a prompt that a batch takes in at most, None
+        where prompts are taken in whole."""
         allocator = HookedAllocator()
         super().__init__(
             running_batch=SimpleNamespace(reqs=[]),
             last_batch=None,
             waiting_queue=[],
             chunked_req=None,
-            chunked_prefill_size=None,
+            chunked_prefill_size=chunk,
             max_prefill_tokens=16,
+            is_mixed_chunk=False,
+            grammar_manager=SimpleNamespace(grammar_queue=[]),
             tree_cache=PrefixCache(allocator),
         )
         self._device = device
@@ -129,7 +141,7 @@ class Scheduler(SimpleNamespace):
         self.last_batch = SimpleNamespace(reqs=batch) if batch else None
         if batch:
             self._device.launch(self.supply.launched())
-        self._finish()
+        self._finish(batch)
 
     def rest(self, turns: int) -> None:
         """So many turns of a loop in which nobody asks for anything."""
@@ -146,30 +158,49 @@ class Scheduler(SimpleNamespace):
 
     def _check_sums(self) -> None:
         """SGLang's own leak check."""
-        running: list[Request] = self.running_batch.reqs
-        held = sum(pages.numel() for request in running for pages in request.pages)
+        half_in = [self.chunked_req] if self.chunked_req is not None else []
+        held = sum(request.in_place for request in (*self.running_batch.reqs, *half_in))
         cached = self.tree_cache.evictable_size()
         found = self._available() + cached + held + self.supply.withheld_tokens
         assert found == PAGES - 1, f"{found} of {PAGES - 1} pages are accounted for"
 
     def _prefill(self) -> list[Request]:
-        begun: list[Request] = []
-        budget = self.max_prefill_tokens
+        taken: list[tuple[Request, int]] = []
+        budget = self.chunked_prefill_size or self.max_prefill_tokens
         # Room for what runs to go on for a while, as SGLang estimates it.
         room = self._available() + self.tree_cache.evictable_size()
         room -= len(self.running_batch.reqs)
-        while self.waiting_queue and self.waiting_queue[0].tokens + 1 <= min(room, budget):
-            request = self.waiting_queue.pop(0)
-            room -= request.tokens + 1
-            budget -= request.tokens
-            begun.append(request)
-        if not begun:
+        half_in: Request | None = self.chunked_req
+        if half_in is not None:
+            # It goes on whatever there is room for.
+            most = min(budget, room) if room > 0 else budget
+            taken.append((half_in, min(half_in.tokens - half_in.in_place, most)))
+            room -= taken[0][1] + 1
+            budget -= taken[0][1]
+            if half_in.tokens > half_in.in_place + taken[0][1]:
+                budget = 0
+            else:
+                self.chunked_req = None
+        while budget > 0 and self.waiting_queue and self.waiting_queue[0].tokens + 1 <= room:
+            request = self.waiting_queue[0]
+            if request.tokens > budget and self.chunked_prefill_size is None and taken:
+                break
+            del self.waiting_queue[0]
+            part = request.tokens
+            if request.tokens > budget and self.chunked_prefill_size is not None:
+                part = budget
+                self.chunked_req = request
+            room -= part + 1
+            budget -= part
+            taken.append((request, part))
+        if not taken:
             return []
-        self._note("begins", [request.number for request in begun])
-        for request in begun:
-            request.pages = [self._take(request.tokens)]
-        self.running_batch.reqs += begun
-        return begun
+        self._note("begins", [(request.number, part) for request, part in taken])
+        for request, part in taken:
+            request.pages.append(self._take(part))
+        batch = [request for request, _ in taken]
+        self.running_batch.reqs += [it for it in batch if it is not self.chunked_req]
+        return batch
 
     def _decode(self) -> list[Request]:
         running: list[Request] = self.running_batch.reqs
@@ -199,9 +230,12 @@ class Scheduler(SimpleNamespace):
         assert self._device.has_memory(ids), "a page without memory"
         return ids
 
-    def _finish(self) -> None:
+    def _finish(self, batch: list[Request]) -> None:
         running: list[Request] = self.running_batch.reqs
-        for request in list(running):
+        for request in batch:
+            if request is self.chunked_req:
+                self._note("goes on", request.number)
+                continue
             request.output_ids.append(0)
             if len(request.output_ids) >= request.answer:
                 self._note("ends", request.number)

@@ -41,6 +41,8 @@ SCHEDULER = (
     "chunked_req",
     "enable_overlap",
     "forward_stream",
+    "grammar_manager.grammar_queue",
+    "is_mixed_chunk",
     "last_batch",
     "max_prefill_tokens",
     "running_batch",

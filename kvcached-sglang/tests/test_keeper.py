@@ -12,7 +12,6 @@ from conftest import PAGES_PER_EXTENT
 from kvcached_sglang import keeper
 from kvcached_sglang.agreement import Agreement, Terms
 from kvcached_sglang.keeper import MemoryKeeper
-from kvcached_sglang.needs import Needs, needs_of
 from kvcached_sglang.page_supply import PageSupply
 
 
@@ -49,11 +48,18 @@ class Engine(SimpleNamespace):
             chunked_req=None,
             chunked_prefill_size=None,
             max_prefill_tokens=1000,
+            is_mixed_chunk=False,
+            grammar_manager=SimpleNamespace(grammar_queue=[]),
             tree_cache=Tree(supply),
         )
 
     def wait(self, tokens: int) -> None:
         self.waiting_queue.append(SimpleNamespace(origin_input_ids=[0] * tokens, output_ids=[]))
+
+    def have_half_in(self, tokens: int, in_place: int) -> None:
+        self.chunked_req = SimpleNamespace(
+            origin_input_ids=[0] * tokens, output_ids=[], get_fill_ids=lambda: [0] * in_place
+        )
 
 
 MakeKeeper = Callable[..., MemoryKeeper]
@@ -153,60 +159,77 @@ def test_idle_ranks_meet_at_the_same_turns_whatever_their_clocks_say(
     assert turns == [0, 64, 128, 192]
 
 
-def test_memory_of_the_batch_after_the_next_is_wanted_while_the_device_works() -> None:
-    assert Needs(decode=3, prefill=10, prompts=50, chunk=0, oldest=0).ahead == 3 + 20
-    assert Needs(decode=3, prefill=10, prompts=14, chunk=0, oldest=0).ahead == 3 + 14
-    assert Needs(decode=3, prefill=10, prompts=8, chunk=0, oldest=0).ahead == 3 + 10
+class _Denied:
+    """A pool that is given no more memory, though it could be."""
+
+    num_growable = 20
+
+    def __init__(self, pool: Any) -> None:
+        self._pool = pool
+        self.promised: list[int] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._pool, name)
+
+    def ensure(self, pages: int, seconds: float) -> bool:
+        return bool(self._pool.num_free >= pages)
+
+    def expect(self, pages: int) -> None:
+        pass
+
+    def promise(self, pages: int) -> None:
+        self.promised.append(pages)
 
 
-def _half_in(engine: Engine, tokens: int, in_place: int) -> None:
-    engine.chunked_prefill_size = 1000
-    engine.chunked_req = SimpleNamespace(
-        origin_input_ids=[0] * tokens, output_ids=[], get_fill_ids=lambda: [0] * in_place
-    )
+@pytest.fixture
+def denied(supply: PageSupply, monkeypatch: pytest.MonkeyPatch) -> _Denied:
+    pool = _Denied(supply.pool)
+    monkeypatch.setattr(supply, "pool", pool)
+    return pool
 
 
-def _refuse(monkeypatch: pytest.MonkeyPatch, supply: PageSupply) -> None:
-    """Nobody gives this engine any more memory."""
-
-    class Refused:
-        num_growable = 0
-
-        def ensure(self, pages: int, seconds: float) -> bool:
-            return bool(supply_pool.num_free >= pages)
-
-        def expect(self, pages: int) -> None:
-            pass
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(supply_pool, name)
-
-    supply_pool = supply.pool
-    monkeypatch.setattr(supply, "pool", Refused())
+@pytest.mark.parametrize(("tokens", "there"), [(30, False), (5, True)])
+def test_what_could_be_granted_is_shown_only_where_a_prompt_has_memory_for_all_its_chunks(
+    make: MakeKeeper,
+    engine: Engine,
+    supply: PageSupply,
+    denied: _Denied,
+    tokens: int,
+    there: bool,
+) -> None:
+    assert denied._pool.ensure(12, 1.0)
+    engine.chunked_prefill_size = 8
+    engine.wait(tokens * supply.page_size)
+    make().before_batch()
+    shown = supply.available_tokens // supply.page_size
+    assert shown == supply.free_pages + (denied.num_growable if there else 0)
 
 
-def test_what_a_prompt_that_is_half_in_lacks_comes_out_of_the_engines_own_prefixes(
-    make: MakeKeeper, engine: Engine, supply: PageSupply, monkeypatch: pytest.MonkeyPatch
+def test_the_rest_of_a_prompt_that_is_half_in_is_promised_to_it_until_it_is_in(
+    make: MakeKeeper, engine: Engine, supply: PageSupply, denied: _Denied
 ) -> None:
     kept = make()
-    engine.wait(40)
+    engine.chunked_prefill_size = 8
+    engine.have_half_in(tokens=100 * supply.page_size, in_place=60 * supply.page_size)
     kept.before_batch()
-    free = supply.pool.num_free
-    engine.tree_cache.keep(free)  # all there is
-    engine.waiting_queue.clear()
-    _refuse(monkeypatch, supply)
-    _half_in(engine, tokens=100 * supply.page_size, in_place=96 * supply.page_size)
+    engine.have_half_in(tokens=100 * supply.page_size, in_place=92 * supply.page_size)
     kept.before_batch()
-    assert engine.tree_cache.dropped >= 4 * supply.page_size
-    # No more than is there, so that nobody else is admitted on it.
-    assert supply.available_tokens <= supply.free_pages * supply.page_size
+    engine.chunked_req = None
+    engine.wait(4)
+    kept.before_batch()
+    assert denied.promised == [40 + 2, 8 + 2, 0]
 
 
-def test_of_a_prompt_that_is_half_in_only_what_is_left_counts(
-    make: MakeKeeper, engine: Engine, supply: PageSupply
+def test_nothing_stays_promised_to_a_prompt_that_was_given_up(
+    make: MakeKeeper, engine: Engine, denied: _Denied
 ) -> None:
-    _half_in(engine, tokens=500 * supply.page_size, in_place=500 * supply.page_size - 3)
-    assert needs_of(engine, supply.page_size).chunk <= 3 // supply.page_size + 2
+    kept = make()
+    engine.chunked_prefill_size = 8
+    engine.have_half_in(tokens=100, in_place=60)
+    kept.before_batch()
+    engine.chunked_req = None
+    kept.before_batch()
+    assert denied.promised[-1] == 0
 
 
 class _Working:

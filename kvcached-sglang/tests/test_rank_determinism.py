@@ -21,10 +21,12 @@ import pytest
 
 pytest.importorskip("greenlet")
 
+from simulated_device import PatientPool
 from simulated_ranks import Diverged, SimulatedRanks
 
 from kvcached_sglang import keeper
 from kvcached_sglang.agreement import Agreement, Terms
+from kvcached_sglang.needs import Needs
 from kvcached_sglang.page_supply import PageSupply
 
 SCHEDULES = int(os.environ.get("SCHEDULES", "1000"))
@@ -64,7 +66,7 @@ def test_four_ranks_never_diverge() -> None:
     with ProcessPoolExecutor(mp_context=multiprocessing.get_context("fork")) as processes:
         happened = sum(processes.map(run, seeds), Counter[str]())
     # All that ranks could differ in has happened, and often.
-    for what in ("begins", "takes", "evicts", "retracts", "ends", "rests"):
+    for what in ("begins", "goes on", "takes", "evicts", "retracts", "ends", "rests"):
         assert happened[what] > SCHEDULES // 20, happened
     # Offers are such that this is rare.
     assert happened["waits"] > 0, happened
@@ -96,4 +98,25 @@ def test_a_rank_that_shows_its_own_memory_is_found_out(monkeypatch: pytest.Monke
     monkeypatch.setattr(PageSupply, "available_tokens", has_memory)
     # They part, or one of them takes what it does not have.
     with pytest.raises(AssertionError):
+        run(range(300))
+
+
+#: How an engine ends that has no memory for a batch that was formed.
+OUT_OF_MEMORY = r"no \d+ pages, \d+ available|granted and are not there"
+
+
+def test_prompts_that_are_half_in_without_memory_for_the_rest_are_found_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    only_the_batch = property(lambda needs: needs.decode + needs.prefill)
+    monkeypatch.setattr(Needs, "next_batch", only_the_batch)
+    with pytest.raises(AssertionError, match=OUT_OF_MEMORY):
+        run(range(300))
+
+
+def test_memory_that_leaves_though_it_was_promised_is_found_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(PatientPool, "promise", lambda pool, pages: None, raising=False)
+    with pytest.raises(AssertionError, match=OUT_OF_MEMORY):
         run(range(300))

@@ -505,6 +505,9 @@ class Pool:
         """Cached blocks to evict because the ledger asks for memory."""
     def keep(self, blocks: int) -> None:
         """The oldest running request holds so many blocks; no neighbour gets at those."""
+    def promise(self, blocks: int) -> None:
+        """So many free blocks are promised to a request that will take them unasked; they stay free
+        until told otherwise."""
     @property
     def num_withheld(self) -> int:
         """Free blocks of extents that are being emptied for somebody else."""

@@ -91,17 +91,12 @@ class MemoryKeeper:
         supply.settle()
         supply.retry()
         evict = max(self._over_cap(), self._owed())
+        # SGLang goes on with a prompt that is half in whatever it sees.
+        supply.pool.promise(needs.half_in)
         # Before memory is fetched and offered: it must still be there when the batch takes it.
         self._balance(idle=False)
         self._fetch(needs)
-        # SGLang goes on with a prompt that is half in whatever it sees. What that lacks comes out
-        # of the engine's own prefixes, and only for the rest the batch waits.
-        lacking = max(0, needs.chunk - supply.free_pages)
-        dropped = min(lacking, self._cached_tokens() // supply.page_size)
-        evict = max(evict, dropped * supply.page_size)
         offer = supply.offer(needs.next_batch)
-        if needs.chunk:
-            offer = max(offer, supply.used + needs.chunk - dropped)
         terms = self._agreement.settle(Terms(min(offer, supply.pages), evict))
         supply.grant(terms.pages)
         self._drop(terms.evict)
@@ -111,9 +106,8 @@ class MemoryKeeper:
         pool = self._supply.pool
         pool.keep(needs.oldest)
         pool.demand(needs.prompts + needs.decode)
-        running = max(needs.decode, needs.chunk)
-        if running > pool.num_free:
-            pool.ensure(running, RUNNING_BUDGET)
+        if needs.decode > pool.num_free:
+            pool.ensure(needs.decode, RUNNING_BUDGET)
         if needs.next_batch > pool.num_free:
             pool.ensure(needs.next_batch, STEP_BUDGET)
         pool.expect(needs.ahead)
@@ -148,6 +142,7 @@ class MemoryKeeper:
             evict = max(evict, self._scattered())
             if self._working is not None:
                 self._working.give_back()
+        pool.promise(0)
         terms = self._agreement.settle(Terms(supply.offer(0), evict))
         supply.grant(terms.pages)
         self._drop(terms.evict)

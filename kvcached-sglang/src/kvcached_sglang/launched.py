@@ -22,11 +22,19 @@ def run_scheduler_process(*args: Any, **kwargs: Any) -> None:
 
     from kvcached_sglang.launched_scheduler import ElasticScheduler
 
-    stock = scheduler.run_scheduler_process
-    # The function names the class that it makes, and takes none. This is the same code over a copy
-    # of its module's names; SGLang's module stays as it is.
-    names = {**vars(scheduler), "Scheduler": ElasticScheduler}
-    types.FunctionType(stock.__code__, names, stock.__name__, stock.__defaults__)(*args, **kwargs)
+    run = _naming(scheduler.run_scheduler_process, "Scheduler", ElasticScheduler)
+    run(*args, **kwargs)
+
+
+def _naming(stock: types.FunctionType, name: str, meant: object) -> types.FunctionType:
+    """A copy of a module's function that finds `meant` under a global name. SGLang's function names
+    the class that it makes, and takes none; its module stays as it is."""
+    names = {**stock.__globals__, name: meant}
+    copy = types.FunctionType(
+        stock.__code__, names, stock.__name__, stock.__defaults__, stock.__closure__
+    )
+    copy.__kwdefaults__ = stock.__kwdefaults__
+    return copy
 
 
 def other_server(server_args: Any) -> bool:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 #: go on without diverging from the others.
 PATIENCE = 60.0
 #: Between looks at the leases meanwhile, in seconds.
-_LOOK = 0.2
+LOOK = 0.2
 
 
 class PageSupply:
@@ -91,7 +91,7 @@ class PageSupply:
             # Pages that came back since the grant, to extents that are being emptied.
             self.pool.stop_emptying()
         deadline = time.monotonic() + PATIENCE
-        while not self.pool.ensure(pages, _LOOK):
+        while not self.pool.ensure(pages, LOOK):
             if time.monotonic() > deadline:
                 raise NotElastic(
                     f"kvcached: {pages} pages were granted, and {PATIENCE:g} s later the device "

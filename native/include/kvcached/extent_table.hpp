@@ -45,6 +45,7 @@ class ExtentTable {
   /// The highest empty unit that is not pinned, or kNone.
   [[nodiscard]] std::uint32_t highest_empty() const noexcept { return empty_units_.last(); }
   [[nodiscard]] Row::Request unit_of(std::uint32_t extent) const noexcept;
+  [[nodiscard]] std::uint32_t blocks_in(Row::Request unit) const noexcept;
 
   [[nodiscard]] std::uint32_t extent_of(std::uint32_t block) const noexcept {
     return block / blocks_per_extent_;
@@ -82,7 +83,6 @@ class ExtentTable {
  private:
   [[nodiscard]] std::uint32_t unit_size(std::uint32_t extents,
                                         std::uint32_t at_once) const noexcept;
-  [[nodiscard]] std::uint32_t blocks_in(Row::Request unit) const noexcept;
   [[nodiscard]] bool run_is_absent(std::uint32_t first, std::uint32_t count) const noexcept;
   struct Pending {
     Row::Request unit;

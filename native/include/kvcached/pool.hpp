@@ -131,6 +131,9 @@ class Pool {
 
   /// Tells how many blocks the oldest running request holds: no neighbour gets at those.
   void keep(std::uint32_t blocks) noexcept { keep_blocks_ = blocks; }
+  /// Tells that so many free blocks are promised to a request that will take them unasked: they
+  /// stay free until told otherwise, whoever waits for memory.
+  void promise(std::uint32_t blocks) noexcept { promised_blocks_ = blocks; }
   /// Sleeps until what was refused may be had, or `deadline`.
   void wait_for_memory(Clock::time_point deadline);
 
@@ -173,6 +176,7 @@ class Pool {
   void answer_pressure();
   void release_drained();
   void drain(std::uint32_t extents);
+  void recall_promised();
   void set_draining(Row::Request unit, bool draining);
   [[nodiscard]] std::uint32_t capacity_epoch() const noexcept;
   void note_denial();
@@ -194,6 +198,7 @@ class Pool {
   std::uint32_t draining_extents_ = 0;
   std::uint32_t withheld_ = 0;
   std::uint32_t keep_blocks_ = 0;
+  std::uint32_t promised_blocks_ = 0;
   std::uint32_t asked_blocks_ = 0;
   std::uint32_t demanded_blocks_ = 0;
   std::uint32_t kept_by_engine_ = 0;

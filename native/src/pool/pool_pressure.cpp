@@ -53,6 +53,7 @@ void Pool::report() {
 
 void Pool::answer_pressure() {
   if (leases_ == nullptr) return;
+  recall_promised();
   release_drained();
   // What has left since is no longer held; counted as leaving, too, it would hide what is still
   // owed.
@@ -79,7 +80,9 @@ void Pool::drain(std::uint32_t extents) {
          extent-- > extents_.pinned() && draining_extents_ < extents;) {
       const Row::Request unit = extents_.unit_of(extent);
       if (unit.first != extent || draining_[extent] != 0) continue;
-      if (used_in_unit_[extent] + cached_in_unit_[extent] == 0) continue;
+      const std::uint32_t busy = used_in_unit_[extent] + cached_in_unit_[extent];
+      if (busy == 0) continue;
+      if (free_.count() < promised_blocks_ + extents_.blocks_in(unit) - busy) continue;
       set_draining(unit, true);
     }
     return;
@@ -87,6 +90,15 @@ void Pool::drain(std::uint32_t extents) {
   // Lowest first: what stays is what empties last.
   for (std::uint32_t extent = extents_.pinned();
        extent < extents_.num_extents() && draining_extents_ > extents; ++extent) {
+    if (draining_[extent] != 0) set_draining(extents_.unit_of(extent), false);
+  }
+}
+
+// What came back to extents that are being emptied may be what was promised.
+void Pool::recall_promised() {
+  for (std::uint32_t extent = extents_.pinned();
+       extent < extents_.num_extents() && draining_extents_ > 0 && free_.count() < promised_blocks_;
+       ++extent) {
     if (draining_[extent] != 0) set_draining(extents_.unit_of(extent), false);
   }
 }
