@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import platform
 import shutil
 import sys
 from pathlib import Path
@@ -256,6 +258,54 @@ def reference(session: nox.Session) -> None:
     session.install(f"{core}[telemetry]")
     session.run("python", "-m", "tools.settings_reference", "docs/reference/settings.md")
     session.run("python", "-m", "tools.metrics_reference", "docs/metrics.md")
+
+
+# The core's wheel under every PyTorch that it serves. 3.12 has all of them; the other Pythons have
+# the oldest that they know, 2.8, and the newest.
+TORCH = [
+    *(("3.10", version) for version in ("2.4.0", "2.8.0", "2.14.1")),
+    *(("3.11", version) for version in ("2.4.0", "2.8.0", "2.13.0", "2.15.0")),
+    *(("3.12", f"2.{minor}.0") for minor in range(4, 16)),
+    *(("3.13", version) for version in ("2.5.1", "2.8.0", "2.15.0")),
+]
+_built_in_this_run: set[str] = set()
+
+
+def _core_wheel(session: nox.Session) -> Path:
+    """The wheel for the session's Python: built once a run, or the one in the folder given."""
+    number = str(session.python).replace(".", "")
+    tag = f"cp{number}-cp{number}" if number in ("310", "311") else "cp312-abi3"
+    where = BUILD / "torch" / tag
+    if session.posargs:
+        where = Path(session.posargs[0])
+    elif tag not in _built_in_this_run:
+        shutil.rmtree(where, ignore_errors=True)
+        session.install("build")
+        session.run(
+            "python", "-m", "build", "--wheel", "--outdir", str(where), "kvcached-core", silent=True
+        )
+        _built_in_this_run.add(tag)
+    (wheel,) = where.glob(f"kvcached_core-*-{tag}-*{platform.machine()}.whl")
+    session.log(f"{wheel.name} sha256 {hashlib.sha256(wheel.read_bytes()).hexdigest()}")
+    return wheel
+
+
+@nox.session(reuse_venv=False)
+@nox.parametrize("python,torch", TORCH)
+def torch(session: nox.Session, torch: str) -> None:
+    """The core's wheel with one PyTorch, in an environment that is removed afterwards.
+
+    `nox -s torch -- FOLDER` takes the wheels of a folder instead of building one for each ABI. pip
+    prefers PyTorch's CPU build where an index has it (PIP_EXTRA_INDEX_URL); PyPI's takes 6 GB.
+    """
+    try:
+        wheel = _core_wheel(session)
+        session.install("--no-cache-dir", f"torch=={torch}", "numpy", "pytest", str(wheel))
+        check = f"import torch; assert torch.__version__.split('+')[0] == '{torch}'"
+        session.run("python", "-c", check)
+        session.run("pytest", "-q", "kvcached-core/tests/test_torch.py")
+    finally:
+        shutil.rmtree(session.virtualenv.location, ignore_errors=True)
 
 
 @nox.session(name="format")
