@@ -1,7 +1,7 @@
-"""vLLM's own allocation over our memory, for every type of KV cache that an elastic engine may have.
+"""vLLM's own allocation over our memory, for every type of KV cache that an engine may have.
 
-What a type changes is how many bytes a block takes and how vLLM reads them. A wrong size would be an
-index out of bounds or somebody else's block; a wrong type would be refused by the kernels.
+What a type changes is how many bytes a block takes and how vLLM reads them. A wrong size would be
+an index out of bounds or somebody else's block; a wrong type would be refused by the kernels.
 """
 
 from __future__ import annotations
