@@ -309,6 +309,43 @@ def torch(session: nox.Session, torch: str) -> None:
 
 
 @nox.session
+def arm64(session: nox.Session) -> None:
+    """The C++ suites built for Arm64 and run in an emulator.
+
+    `nox -s arm64 -- ARGUMENTS` passes arguments to ctest.
+    """
+    _need(session, "aarch64-linux-gnu-g++", "g++-aarch64-linux-gnu")
+    _need(session, "qemu-aarch64", "qemu-user")
+    sources = Path("/usr/src/googletest")
+    if not sources.exists():
+        session.error("GoogleTest's sources are missing: apt-get install googletest")
+    session.install("cmake", "ninja")
+    google, where = BUILD / "arm64-googletest", BUILD / "arm64"
+    cross = (
+        "-GNinja",
+        "-DCMAKE_BUILD_TYPE=Release",
+        "-DCMAKE_SYSTEM_NAME=Linux",
+        "-DCMAKE_SYSTEM_PROCESSOR=aarch64",
+        "-DCMAKE_C_COMPILER=aarch64-linux-gnu-gcc",
+        "-DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++",
+        # Where Debian puts the libraries of its cross compiler.
+        "-DCMAKE_CROSSCOMPILING_EMULATOR=qemu-aarch64;-L;/usr/aarch64-linux-gnu",
+    )
+    installed = f"-DCMAKE_INSTALL_PREFIX={google / 'installed'}"
+    session.run(
+        "cmake", "-S", str(sources), "-B", str(google), "-DBUILD_GMOCK=OFF", installed, *cross
+    )
+    session.run("cmake", "--build", str(google), "--target", "install")
+    found = f"-DGTest_DIR={google / 'installed/lib/cmake/GTest'}"
+    session.run(
+        "cmake", "-S", "native", "-B", str(where), "-DKVCACHED_BUILD_TESTS=ON", found, *cross
+    )
+    session.run("cmake", "--build", str(where))
+    arguments = ("--output-on-failure", "--no-tests=error", *session.posargs)
+    session.run("ctest", "--test-dir", str(where), *arguments)
+
+
+@nox.session
 @nox.parametrize("engine", ["vllm", "sglang"])
 def newest(session: nox.Session, engine: str) -> None:
     """The newest release of an engine, served or not, under the tests of its contract.
@@ -328,6 +365,14 @@ def newest(session: nox.Session, engine: str) -> None:
         session.install("pytest", *wheels)
         session.install("--upgrade", "--no-deps", "sglang")
         session.run("pytest", "-q", "kvcached-sglang/tests")
+
+
+@nox.session
+def site(session: nox.Session) -> None:
+    """The documentation as a site in build/site/html; a link that leads nowhere fails."""
+    session.install("zensical==0.0.73")
+    session.run("python", "-m", "tools.site_pages", str(BUILD / "site/pages"))
+    session.run("zensical", "build", "--clean", "--strict", "--config-file", "mkdocs.yml")
 
 
 @nox.session
