@@ -308,6 +308,23 @@ def torch(session: nox.Session, torch: str) -> None:
         shutil.rmtree(session.virtualenv.location, ignore_errors=True)
 
 
+# What qemu-user (7.2) does not do as a kernel does, and the tests that look at just that: it shows
+# no Rss in /proc/self/smaps, ignores MADV_DONTFORK (so that a child keeps its parent's mappings,
+# and by them the parent's locks), and lets no RLIMIT_DATA through.
+NOT_EMULATED = (
+    "HostDriverTest.ShowsCommittedMemoryInSmapsAndNothingAfterRelease",
+    "HostDriverTest.LeavesNoPageFaultForTheFirstTouch",
+    "HostDriverTest.TakesMemoryWhenAccessIsSetAndNotBefore",
+    "HostDriverTest.MergesNeighboursIntoOneMappingInWhateverOrderTheyCome",
+    "HostDriverTest.OpensAllRunsOrNoneWhereTheProcessMayHaveNoMoreData",
+    "HostDriverTest.ReturnsEverythingWhenDestroyed",
+    "HostDriverTest.FaultsInAForkedChild",
+    "HostDriverTest.TouchesNothingWhenDestroyedInAForkedChild",
+    "LedgerFile.IsNotHeldByAForkedChildOfADeadOwner",
+    "RowTest.ARowIsDeadWithItsOwnerThoughAForkedChildLivesOn",
+)
+
+
 @nox.session
 def arm64(session: nox.Session) -> None:
     """The C++ suites built for Arm64 and run in an emulator.
@@ -341,8 +358,10 @@ def arm64(session: nox.Session) -> None:
         "cmake", "-S", "native", "-B", str(where), "-DKVCACHED_BUILD_TESTS=ON", found, *cross
     )
     session.run("cmake", "--build", str(where))
-    arguments = ("--output-on-failure", "--no-tests=error", *session.posargs)
-    session.run("ctest", "--test-dir", str(where), *arguments)
+    left_out = "|".join(f"^{name}$" for name in NOT_EMULATED).replace(".", r"\.")
+    arguments = ("--output-on-failure", "--no-tests=error", "-E", left_out, *session.posargs)
+    # Ten thousand simulated schedules take half an hour here, and are the same on every machine.
+    session.run("ctest", "--test-dir", str(where), *arguments, env={"KVCACHED_SCHEDULES": "20"})
 
 
 @nox.session
