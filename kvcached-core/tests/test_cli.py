@@ -118,6 +118,34 @@ def test_watch_repeats_as_lines_of_json_until_it_is_interrupted(
     assert [instance["name"] for instance in looks[2]["instances"]] == ["vllm/ab12"]
 
 
+def test_names_with_the_prefix_of_files_in_shared_memory_are_taken(
+    hold: Callable[..., Holder], kvctl: Kvctl, shm_dir: Path
+) -> None:
+    holder = hold("gpu0_cache", "ab12", GIB)
+    watching = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "kvcached.cli",
+            "--dir",
+            str(shm_dir),
+            "watch",
+            "kvcached_gpu0_cache",
+        ],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert watching.stdout is not None
+    seen = [watching.stdout.readline() for _ in range(3)]
+    watching.send_signal(signal.SIGINT)
+    watching.communicate(timeout=10)
+    assert seen[2].startswith("gpu0_cache/ab12")
+    assert kvctl("delete", "kvcached_gpu0_cache")[0] == 2, "it is alive"
+    holder.kill()
+    assert kvctl("delete", "kvcached_gpu0_cache")[0] == 0
+    assert kvctl("delete", "kvcached_gpu0_cache")[0] == 3, "it is gone"
+
+
 def test_watching_an_unknown_name_ends_at_once(kvctl: Kvctl) -> None:
     code, _, err = kvctl("watch", "vllm/zz")
     assert code == 3

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,6 +32,29 @@ def test_one_frame_is_printed_as_text(
     assert "vllm/ab12" in out
     assert main(["--dir", str(shm_dir), "kvtop", "--once", "--demo"]) == 0
     assert "chat/llama-8b" in capsys.readouterr().out
+
+
+def test_without_textual_it_draws_its_frame_until_it_is_interrupted(
+    shm_dir: Path, hold: Callable[..., Holder]
+) -> None:
+    hold("vllm", "ab12", GIB)
+    script = (
+        "import sys, importlib.util\n"
+        "from kvcached.cli import main\n"
+        "found = importlib.util.find_spec\n"
+        "importlib.util.find_spec = lambda name: None if name == 'textual' else found(name)\n"
+        f"sys.exit(main(['--dir', {str(shm_dir)!r}, 'kvtop', '-n', '0.1']))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    drawn = 0
+    for line in process.stdout:
+        drawn += "vllm/ab12" in line
+        if drawn == 2:
+            break
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=30)
+    assert (drawn, process.returncode) == (2, 0)
 
 
 def test_the_demo_leaves_nothing_behind(capsys: pytest.CaptureFixture[str]) -> None:

@@ -179,29 +179,6 @@ def test_everything_is_given_back_at_the_end(open_cache: OpenCache, shm_dir: Pat
     assert cache.resident_bytes() == 0
 
 
-def test_an_array_over_a_region_keeps_its_memory(open_cache: OpenCache) -> None:
-    torch = pytest.importorskip("torch")
-    cache = open_cache()
-    tensor = torch.from_dlpack(cache.pager.region(0))
-    assert tensor.dtype is torch.int8
-    assert tensor.shape == (64 * BLOCK_BYTES,)
-    assert tensor.device.type == "cpu"
-    assert tensor.data_ptr() == cache.address
-    pool = _C.Pool([cache.path])
-    grow_to(pool, 64)
-    assert not tensor.any()
-    tensor[5 * BLOCK_BYTES : 6 * BLOCK_BYTES] = 9
-    assert cache.holds(5, 9)
-    assert cache.holds(6, 0)
-    del pool
-    cache.close()
-    gc.collect()
-    assert tensor[5 * BLOCK_BYTES] == 9
-    del tensor
-    gc.collect()
-    assert cache.resident_bytes() == 0
-
-
 def test_there_is_no_region_beyond_the_last(open_cache: OpenCache) -> None:
     with pytest.raises(IndexError):
         open_cache().pager.region(1)

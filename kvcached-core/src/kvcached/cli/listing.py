@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Group, RenderableType
-from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
@@ -15,10 +14,9 @@ from kvcached.cli import as_json
 from kvcached.cli.amounts import shown
 from kvcached.cli.outcome import console, say_json
 from kvcached.cli.place import AnyName, AsJson, Reading, directory_of, read, reading
+from kvcached.cli.repeating import again_and_again
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from kvcached.inventory import Device, Instance
 
 #: How states are coloured, here and in kvtop.
@@ -63,30 +61,19 @@ def watch(
         found = reading(directory)
         return found.narrowed(name) if name else found
 
+    def drawn() -> RenderableType:
+        found = look()
+        return page(found, found.instances)
+
     try:
         if as_json_:
             while True:
                 found = look()
                 say_json({"time": time.time(), **as_json.reading(found)}, one_line=True)
                 time.sleep(seconds)
-        _watch_page(look, seconds)
+        again_and_again(drawn, seconds)
     except KeyboardInterrupt:
         return
-
-
-def _watch_page(look: Callable[[], Reading], seconds: float) -> None:
-    output = console()
-    if not output.is_terminal:
-        while True:
-            found = look()
-            output.print(page(found, found.instances))
-            time.sleep(seconds)
-    with Live(console=output, auto_refresh=False, screen=True) as live:
-        while True:
-            found = look()
-            title = Text(f"every {seconds:g} s, Ctrl-C ends; {time.strftime('%H:%M:%S')}", "dim")
-            live.update(Group(title, page(found, found.instances)), refresh=True)
-            time.sleep(seconds)
 
 
 def page(found: Reading, members: list[Instance]) -> RenderableType:

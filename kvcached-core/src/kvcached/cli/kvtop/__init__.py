@@ -1,15 +1,22 @@
-"""``kvctl kvtop``: devices and engines on the whole screen."""
+"""``kvctl kvtop``: devices and engines on the whole screen.
+
+Its keys need textual. Without it the same page is drawn again and again.
+"""
 
 from __future__ import annotations
 
 import importlib.util
-from contextlib import ExitStack
-from typing import Annotated
+from contextlib import ExitStack, suppress
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kvcached.cli.outcome import console, refused
+from kvcached.cli.outcome import console
 from kvcached.cli.place import directory_of, reading
+from kvcached.cli.repeating import again_and_again
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 
 def register(app: typer.Typer) -> None:
@@ -28,10 +35,6 @@ def kvtop(
     ] = False,
 ) -> None:
     """Watch devices and engines on the whole screen, and set limits there (? tells the keys)."""
-    if not once and importlib.util.find_spec("textual") is None:
-        raise refused(
-            "textual is missing: pip install 'kvcached-core[kvtop]', or use kvctl kvtop --once"
-        )
     from kvcached.cli.kvtop.history import History
 
     history = History()
@@ -42,13 +45,20 @@ def kvtop(
             directory = stack.enter_context(made_up_engines())
         else:
             directory = directory_of(context)
-        if once:
-            from kvcached.cli.kvtop.frame import frame
+        if not once and importlib.util.find_spec("textual"):
+            from kvcached.cli.kvtop.screen import KvTop
 
+            KvTop(directory, history, seconds).run()
+            return
+        from kvcached.cli.kvtop.frame import frame
+
+        def drawn() -> RenderableType:
             found = reading(directory)
             history.note(found)
-            console().print(frame(found, history))
-            return
-        from kvcached.cli.kvtop.screen import KvTop
+            return frame(found, history)
 
-        KvTop(directory, history, seconds).run()
+        if once:
+            console().print(drawn())
+            return
+        with suppress(KeyboardInterrupt):
+            again_and_again(drawn, seconds, "for keys: pip install 'kvcached-core[kvtop]'")
