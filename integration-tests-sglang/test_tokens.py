@@ -7,6 +7,7 @@ engine.
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -145,3 +146,28 @@ def test_two_ranks_agree_and_change_no_answer(
     ]
     assert by_rank[0]
     assert by_rank[0] == by_rank[1]
+
+
+def bound_to(stages: int) -> str:
+    """SGLang's processors by rank. Before 0.5.17 it counts those of a stage alone."""
+    alone = version("sglang").startswith(("0.5.11", "0.5.12", "0.5.14"))
+    return "0" if alone else "|".join(map(str, range(stages)))
+
+
+@pytest.mark.slow
+def test_two_stages_see_one_limit_and_change_no_answer(
+    model: Path, vanilla: Outcome, run_elastic: Callable[..., Outcome]
+) -> None:
+    # Each stage has one of two layers, and both are of one device here.
+    surroundings = {**SMALL, **HOPEFUL, "SGLANG_CPU_OMP_THREADS_BIND": bound_to(2)}
+    outcome = run_elastic(model, ("crowd", "long_prompts", "aborts"), surroundings, pp_size=2)
+    assert_answers_are_those_of(vanilla, outcome)
+    said = [line for line in outcome.log.splitlines() if "KV cache pool is full" in line]
+    by_stage = [
+        [line.partition("] ")[2] for line in said if f" PP{stage}]" in line] for stage in range(2)
+    ]
+    assert by_stage[0]
+    assert by_stage[0] == by_stage[1]
+    assert max(found.peak for found in outcome.scenarios.values()) <= int(
+        SMALL["KVCACHED_CAPACITY"]
+    )

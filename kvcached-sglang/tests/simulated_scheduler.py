@@ -106,6 +106,7 @@ class Scheduler(SimpleNamespace):
             chunked_req=None,
             chunked_prefill_size=None,
             max_prefill_tokens=16,
+            server_args=SimpleNamespace(sleep_on_idle=False),
             tree_cache=PrefixCache(allocator),
         )
         self._device = device
@@ -117,6 +118,8 @@ class Scheduler(SimpleNamespace):
         self.decided: list[Any] = []
         self.waits = 0
         """How often what was available had no memory yet; each rank's own."""
+        self.lacks = 0
+        """How often not even what is about to be given back would do."""
 
     def turn(self, arrivals: list[tuple[int, int, int]]) -> None:
         """One turn of the loop. `arrivals`: (number, prompt, answer), in tokens."""
@@ -192,6 +195,7 @@ class Scheduler(SimpleNamespace):
             self.tree_cache.evict(missing)
         if tokens > self.supply.pool.num_free:
             self.waits += 1
+            self.lacks += tokens > self.supply.pool.num_free + self.supply.pool.num_withheld
         ids = self._allocator.alloc(tokens)
         # SGLang stops here, too.
         assert ids is not None, f"no {tokens} pages, {self._available()} available"

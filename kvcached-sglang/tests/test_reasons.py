@@ -37,7 +37,6 @@ def test_a_plain_configuration_is_covered() -> None:
         ("enable_dp_attention", True, "data-parallel attention"),
         ("disaggregation_mode", "decode", "PD disaggregation (decode)"),
         ("speculative_algorithm", "EAGLE", "speculative decoding (EAGLE)"),
-        ("pp_size", 2, "pipeline parallelism"),
         ("nnodes", 2, "several nodes"),
     ],
 )

@@ -160,6 +160,8 @@ void bind_pool(nb::module_& module) {
       .def("owed", &Pool::owed, "Cached blocks to evict because the ledger asks for memory.")
       .def("keep", &Pool::keep, nb::arg("blocks"),
            "The oldest running request holds so many blocks; no neighbour gets at those.")
+      .def("promise", &Pool::promise, nb::arg("blocks"),
+           "No release leaves fewer blocks with memory, used ones included, until told otherwise.")
       .def_prop_ro("num_withheld", &Pool::num_withheld,
                    "Free blocks of extents that are being emptied for somebody else.")
       .def("stop_emptying", &Pool::stop_emptying,

@@ -505,6 +505,8 @@ class Pool:
         """Cached blocks to evict because the ledger asks for memory."""
     def keep(self, blocks: int) -> None:
         """The oldest running request holds so many blocks; no neighbour gets at those."""
+    def promise(self, blocks: int) -> None:
+        """No release leaves fewer blocks with memory, used ones included, until told otherwise."""
     @property
     def num_withheld(self) -> int:
         """Free blocks of extents that are being emptied for somebody else."""

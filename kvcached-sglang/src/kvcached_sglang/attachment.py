@@ -107,18 +107,26 @@ def missing_hook() -> str | None:
 
 
 def rank_of(builder: Any) -> tuple[int, int]:
-    """(tensor-parallel rank, its replica's first device) of the process whose pools `builder`
-    makes. Replicas of one engine (``--dp-size``) differ in the latter alone."""
+    """(rank, its replica's first device) of the process whose pools `builder` makes; the ranks of
+    a pipeline's first stage come first. Replicas of one engine (``--dp-size``) differ in the latter
+    alone."""
     from torch import distributed
 
     from kvcached_sglang import NotElastic
 
-    ranks = builder.server_args.tp_size
+    arguments = builder.server_args
     rank = distributed.get_rank() if distributed.is_initialized() else 0
-    if distributed.is_initialized() and distributed.get_world_size() != ranks:
-        raise NotElastic("kvcached: SGLang's ranks are not those of one tensor-parallel group")
-    step = getattr(builder.server_args, "gpu_id_step", 1) or 1
-    return rank, builder.gpu_id - rank * step
+    if distributed.is_initialized() and distributed.get_world_size() != ranks_of(arguments):
+        raise NotElastic("kvcached: SGLang's ranks are not those of one engine")
+    step = getattr(arguments, "gpu_id_step", 1) or 1
+    # As SGLang counts: the devices of a stage behind those of the one before.
+    stage, in_stage = divmod(rank, arguments.tp_size)
+    return rank, builder.gpu_id - stage * arguments.tp_size - in_stage * step
+
+
+def ranks_of(server_args: Any) -> int:
+    """Processes of one engine, or of one replica of it, that hold a part of its cache."""
+    return int(server_args.tp_size * getattr(server_args, "pp_size", 1))
 
 
 def clean_up() -> None:

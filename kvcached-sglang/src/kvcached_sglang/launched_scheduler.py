@@ -117,6 +117,8 @@ class ElasticModelRunner(ModelRunner):  # type: ignore[misc]
             return "DSA index caches are not covered"
         if getattr(self.server_args, "enable_double_sparsity", False):
             return "double sparsity is not covered"
+        if self.server_args.pp_size > 1:
+            return "pipeline parallelism is not covered with this SGLang"
         return None
 
     def _expected_pool(self) -> SimpleNamespace:

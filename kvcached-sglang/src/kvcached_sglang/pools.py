@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 from kvcached import _C, hooks
 from kvcached import settings as kvcached_settings
-from kvcached_sglang import NotElastic, allocators, attachment, identity, reasons, say_once
+from kvcached_sglang import (
+    NotElastic,
+    allocators,
+    attachment,
+    identity,
+    reasons,
+    say_once,
+    unanimity,
+)
 from kvcached_sglang.allocation import TensorsOverRegion
 from kvcached_sglang.memory import Place, RankMemory
 from kvcached_sglang.page_supply import PageSupply
@@ -58,13 +66,20 @@ def init_pools(original: Callable[..., Any], self: Any, *args: Any, **kwargs: An
     if self.is_draft_worker or _making is not None:
         return original(self, *args, **kwargs)
     reason = attachment.missing_hook() or reason_against(self)
-    if reason is not None:
-        stay_vanilla(reason)
+    ranks = attachment.ranks_of(self.server_args)
+    if not unanimity.all_say(reason is None, ranks):
+        stay_vanilla(reason or "another rank of this engine is not covered; it says why")
         return original(self, *args, **kwargs)
     _making = _Making(place_of(self))
     try:
         result = original(self, *args, **kwargs)
         allocator = (self if result is None else result).token_to_kv_pool_allocator
+        elastic = _making.memory is not None
+        if unanimity.all_say(elastic, ranks) != elastic:
+            raise NotElastic(
+                "kvcached: other ranks of this engine cannot be elastic; start with "
+                "ENABLE_KVCACHED=false"
+            )
         if _making.memory is None:
             stay_vanilla(_making.reasons[0] if _making.reasons else "SGLang made no KV pool")
         else:
@@ -146,7 +161,7 @@ def place_of(builder: Any) -> Place:
     return Place(
         identity.instance_of(arguments, first_device),
         rank,
-        arguments.tp_size,
+        attachment.ranks_of(arguments),
         builder.model_config.context_len,
     )
 

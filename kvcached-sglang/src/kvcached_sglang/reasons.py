@@ -47,8 +47,6 @@ def configuration_reason(server_args: Any) -> str | None:
         return f"PD disaggregation ({server_args.disaggregation_mode}) is not covered"
     if getattr(server_args, "speculative_algorithm", None) is not None:
         return f"speculative decoding ({server_args.speculative_algorithm}) is not covered"
-    if getattr(server_args, "pp_size", 1) > 1:
-        return "pipeline parallelism is not covered"
     if getattr(server_args, "nnodes", 1) > 1:
         return "an engine over several nodes is not covered"
     if getattr(server_args, "attn_cp_size", 1) > 1 or getattr(server_args, "dcp_size", 1) > 1:

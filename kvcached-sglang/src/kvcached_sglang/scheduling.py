@@ -15,7 +15,9 @@ from kvcached_sglang.agreement import Agreement, least_of
 from kvcached_sglang.keeper import MemoryKeeper
 from kvcached_sglang.launches import LaunchMarks
 from kvcached_sglang.pools import memory_of_this_process, settings
+from kvcached_sglang.pipeline import GroupLine, StageRounds
 from kvcached_sglang.sanity import StepCheck
+from kvcached_sglang.stage_keeper import StageKeeper, among_stages
 from kvcached_sglang.working_memory import WorkingMemory
 
 if TYPE_CHECKING:
@@ -44,21 +46,36 @@ class _Tended:
         device = memory.region.device
         self.stream = scheduler.forward_stream if scheduler.enable_overlap else None
         on_gpu = device.type == "cuda"
-        self.keeper = MemoryKeeper(
+        self.keeper = _keeper(
             scheduler,
             supply,
-            Agreement(least_of(scheduler.tp_cpu_group), place.ranks),
-            _evict,
-            wanted.max_cached_tokens,
-            reporter,
-            policy,
-            WorkingMemory(memory.pager, device, self.stream) if on_gpu else None,
+            place.ranks,
+            max_cached_tokens=wanted.max_cached_tokens,
+            reporter=reporter,
+            policy=policy,
+            working=WorkingMemory(memory.pager, device, self.stream) if on_gpu else None,
         )
         self.supply = supply
         self.marks = LaunchMarks(memory.pager, device)
         self.check = None
         if wanted.sanity_check:
             self.check = StepCheck(memory.pager, _C.Row.attach(memory.path), supply.page_size)
+
+
+def _keeper(scheduler: Any, supply: PageSupply, ranks: int, **options: Any) -> MemoryKeeper:
+    stages = getattr(scheduler.server_args, "pp_size", 1)
+    least = least_of(scheduler.tp_cpu_group)
+    if stages == 1:
+        return MemoryKeeper(scheduler, supply, Agreement(least, ranks), _evict, **options)
+    # The ranks of all stages that have this rank's place in theirs.
+    column = scheduler.pp_group
+    rounds = StageRounds(
+        GroupLine(column.cpu_group, column.ranks),
+        column.rank_in_group,
+        stages,
+        least if ranks > stages else None,
+    )
+    return StageKeeper(scheduler, supply, among_stages(ranks), _evict, rounds=rounds, **options)
 
 
 _tended: dict[int, _Tended] = {}

@@ -131,6 +131,9 @@ class Pool {
 
   /// Tells how many blocks the oldest running request holds: no neighbour gets at those.
   void keep(std::uint32_t blocks) noexcept { keep_blocks_ = blocks; }
+  /// Until told otherwise no release leaves fewer than so many blocks with memory, used ones
+  /// included: for an engine that has promised them, to itself or to others, for later batches.
+  void promise(std::uint32_t blocks) noexcept { promised_blocks_ = blocks; }
   /// Sleeps until what was refused may be had, or `deadline`.
   void wait_for_memory(Clock::time_point deadline);
 
@@ -172,6 +175,7 @@ class Pool {
   void report();
   void answer_pressure();
   void release_drained();
+  [[nodiscard]] bool is_promised(Row::Request unit) const noexcept;
   void drain(std::uint32_t extents);
   void set_draining(Row::Request unit, bool draining);
   [[nodiscard]] std::uint32_t capacity_epoch() const noexcept;
@@ -194,6 +198,7 @@ class Pool {
   std::uint32_t draining_extents_ = 0;
   std::uint32_t withheld_ = 0;
   std::uint32_t keep_blocks_ = 0;
+  std::uint32_t promised_blocks_ = 0;
   std::uint32_t asked_blocks_ = 0;
   std::uint32_t demanded_blocks_ = 0;
   std::uint32_t kept_by_engine_ = 0;

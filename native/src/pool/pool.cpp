@@ -327,6 +327,7 @@ void Pool::balance(bool idle) {
       const Row::Request unit = extents_.unit_of(first);
       // A busy engine would ask for the rest of a larger unit again in its next step.
       if (!idle && owed == 0 && unit.count > excess) break;
+      if (is_promised(unit)) break;
       withdraw(unit);
       extents_.release(first);
       if (owed != 0) given_ += unit.count;

@@ -66,10 +66,18 @@ void Pool::release_drained() {
        extent < extents_.num_extents() && draining_extents_ > 0; ++extent) {
     if (draining_[extent] == 0 || used_in_unit_[extent] + cached_in_unit_[extent] != 0) continue;
     const Row::Request unit = extents_.unit_of(extent);
+    if (is_promised(unit)) continue;
     withdraw(unit);
     extents_.release(extent);
     given_ += unit.count;
   }
+}
+
+// Whether too little would be left of what was promised.
+bool Pool::is_promised(Row::Request unit) const noexcept {
+  const std::uint32_t blocks =
+      extents_.end_block(unit.first + unit.count - 1) - extents_.first_block(unit.first);
+  return extents_.usable_blocks() < promised_blocks_ + blocks;
 }
 
 void Pool::drain(std::uint32_t extents) {
