@@ -9,13 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import conftest
 import engine
 import neighbour
+import tiny_cohere
 import tiny_gemma
+import window_attention
 from comparison import assert_same
 from engine import Outcome
 
@@ -118,6 +121,36 @@ def test_sliding_windows_over_an_ordinary_pool_change_no_answer(
     vanilla = engine.run(gemma, tmp_path / "engine", scenarios, {"ENABLE_KVCACHED": "false"})
     assert vanilla.status == 0, vanilla.log[-4000:]
     assert_answers_are_those_of(vanilla, run_elastic(gemma, scenarios, SMALL))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    version("sglang") != "0.5.23", reason="this SGLang takes no models of ours for hybrids"
+)
+@pytest.mark.parametrize("options", [{}, {"disable_radix_cache": True}])
+def test_sliding_windows_in_a_hybrid_pool_change_no_answer(
+    tmp_path: Path, run_elastic: Callable[..., Outcome], options: dict[str, Any]
+) -> None:
+    cohere = tiny_cohere.write(tmp_path)
+    scenarios = ("mixed", "long_prompts", "crowd")
+    surroundings = {**tiny_cohere.SURROUNDINGS, **window_attention.installed(tmp_path / "plugin")}
+    vanilla = engine.run(
+        cohere, tmp_path / "engine", scenarios, {**surroundings, "ENABLE_KVCACHED": "false"}
+    )
+    assert vanilla.status == 0, vanilla.log[-4000:]
+    # The small budget is for both pools together.
+    limits = {**SMALL, **HOPEFUL, **surroundings, "KVCACHED_SANITY_CHECK": "true"}
+    outcome = run_elastic(cohere, (*scenarios, "flush"), limits, **options)
+    for part in ("full attention", "sliding windows"):
+        assert f"kvcached: elastic KV cache of {part}:" in outcome.log
+    assert retractions(outcome) > 0
+    for name in scenarios:
+        assert_same(vanilla.scenarios[name].answers, outcome.scenarios[name].answers)
+    assert max(found.peak for found in outcome.scenarios.values()) <= int(
+        SMALL["KVCACHED_CAPACITY"]
+    )
+    # Page 0 and the smallest slack of each, two tensors of a granule an extent.
+    assert outcome.scenarios["flush"].after["resident"] <= 2 * 2 * (2 * 65536)
 
 
 @pytest.mark.slow

@@ -1,5 +1,5 @@
-"""The stages of a pipeline in one thread, with the messages of SGLang's ``event_loop_pp`` among them:
-each a real stage keeper, supply, pool and pager over a device of its own.
+"""The stages of a pipeline in one thread, with the messages of SGLang's ``event_loop_pp``: each is
+a real stage keeper, supply, pool and pager over a device of its own.
 
 A seed chooses in which order stages go on. A stage waits where SGLang's does: for the requests of a
 turn, for what the stage before has computed, for results, which go round, and until what it sent at

@@ -74,7 +74,14 @@ def _hooks() -> dict[str, tuple[str, Callable[..., Any]]] | str:
         f"{_MGR}.scheduler.Scheduler.get_next_batch_to_run": ("before", scheduling.before_batch),
         f"{_MGR}.scheduler.Scheduler.run_batch": ("around", scheduling.run_batch),
         held: ("after", scheduling.session_held_tokens),
+        held.replace("held_tokens", "held_swa_tokens"): (
+            "after",
+            scheduling.session_held_swa_tokens,
+        ),
     }
+    of_full = held.replace("held_tokens", "held_full_tokens")
+    if _has(of_full):  # until 0.5.20; what later versions sum up for full attention has no own name
+        hooks[of_full] = ("after", scheduling.session_held_tokens)
     for allocator in (_TOKEN, _PAGED):
         hooks[f"{allocator}.available_size"] = ("around", allocators.available_size)
         hooks[f"{allocator}.alloc"] = ("around", allocators.alloc)

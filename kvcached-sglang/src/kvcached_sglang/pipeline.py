@@ -136,9 +136,7 @@ class GroupLine:
         import torch
 
         message = torch.tensor(numbers, dtype=torch.int64)
-        work = torch.distributed.isend(
-            message, self._ranks[stage], group=self._group, tag=_TAG
-        )
+        work = torch.distributed.isend(message, self._ranks[stage], group=self._group, tag=_TAG)
         self._sent.append((work, message))
         while len(self._sent) > self._open:
             self._sent.popleft()[0].wait()

@@ -69,8 +69,8 @@ class StageKeeper(MemoryKeeper):
         return self._rounds.settle(self._offer(0, evict, pressed), decide)
 
     def _offer(self, ahead: int, evict: int, pressed: bool) -> Offer:
-        """What this rank can do. What it has beyond `ahead` pages and its slack is not firm, so that
-        it can go."""
+        """What this rank can do. What it has beyond `ahead` pages and its slack is not firm, so
+        that it can go."""
         supply, pool = self._supply, self._supply.pool
         extent = pool.blocks_per_extent
         there = pool.num_usable - pool.num_withheld - 1
@@ -81,7 +81,7 @@ class StageKeeper(MemoryKeeper):
         return Offer(min(firm, most), most, evict)
 
     def _decided(self, worst: Offer | None, needs: Needs, beside: int) -> Terms:
-        """The first stage's decision. All that it is taken by, but `worst`, every stage has alike."""
+        """The first stage's decision."""
         supply = self._supply
         used = supply.used
         if worst is None:

@@ -1,4 +1,4 @@
-"""The ranks of an engine are elastic together, or none is: what one of them cannot do, all leave."""
+"""The ranks of an engine are elastic together, or none is: what one cannot do, all leave."""
 
 from __future__ import annotations
 
