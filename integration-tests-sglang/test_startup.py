@@ -22,8 +22,6 @@ UNCOVERED: list[tuple[dict[str, Any], dict[str, str], str]] = [
         "PD disaggregation",
     ),
     ({}, {"SGLANG_ENABLE_POST_CAPTURE_KV_SIZING": "1"}, "SGLANG_ENABLE_POST_CAPTURE_KV_SIZING"),
-    # With PyTorch's attention it starts, and SGLang stops at the first request.
-    ({"tp_size": 2, "dp_size": 2, "enable_dp_attention": True}, TWO_RANKS, "data-parallel"),
 ]
 
 
@@ -69,6 +67,18 @@ def test_what_is_not_covered_runs_vanilla_and_says_so(
     assert "kvcached: vanilla: " in said
     assert_same(vanilla.scenarios["mixed"].answers, outcome.scenarios["mixed"].answers)
     assert outcome.start["mappings"] == 0
+
+
+@pytest.mark.slow
+def test_data_parallel_attention_starts_elastic(
+    model: Path, run_elastic: Callable[..., Outcome]
+) -> None:
+    # With PyTorch's attention it starts, and SGLang stops at the first request.
+    options = {"tp_size": 2, "dp_size": 2, "enable_dp_attention": True}
+    outcome = run_elastic(model, ("idle",), TWO_RANKS, **options)
+    assert "2 ranks" in outcome.log
+    # Page 0 and the smallest slack of each rank.
+    assert 0 < outcome.scenarios["idle"].after["resident"] <= 2 * 2 * (4 * 65536)
 
 
 @pytest.mark.slow

@@ -117,6 +117,8 @@ class ElasticModelRunner(ModelRunner):  # type: ignore[misc]
             return "DSA index caches are not covered"
         if getattr(self.server_args, "enable_double_sparsity", False):
             return "double sparsity is not covered"
+        if self.server_args.enable_dp_attention:
+            return "data-parallel attention is not covered with this SGLang"
         if self.is_hybrid_swa:
             return "sliding windows in a hybrid pool are not covered with this SGLang"
         if self.server_args.pp_size > 1:

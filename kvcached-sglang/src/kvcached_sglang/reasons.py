@@ -25,7 +25,6 @@ _UNCOVERED = {
     "enable_hierarchical_cache": "HiCache (--enable-hierarchical-cache)",
     "enable_lmcache": "LMCache (--enable-lmcache)",
     "enable_hisparse": "HiSparse",
-    "enable_dp_attention": "data-parallel attention",
     "enable_pdmux": "PD multiplexing",
     "enable_unified_memory": "the unified memory pool (--enable-unified-memory)",
     "enable_page_major_kv_layout": "the page-major KV layout",
@@ -49,6 +48,8 @@ def configuration_reason(server_args: Any) -> str | None:
         return f"PD disaggregation ({server_args.disaggregation_mode}) is not covered"
     if getattr(server_args, "speculative_algorithm", None) is not None:
         return f"speculative decoding ({server_args.speculative_algorithm}) is not covered"
+    if getattr(server_args, "enable_dp_attention", False) and server_args.pp_size > 1:
+        return "data-parallel attention over several stages is not covered"
     if getattr(server_args, "nnodes", 1) > 1:
         return "an engine over several nodes is not covered"
     if getattr(server_args, "attn_cp_size", 1) > 1 or getattr(server_args, "dcp_size", 1) > 1:

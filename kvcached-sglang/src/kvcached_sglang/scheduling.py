@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
 from sglang.srt.mem_cache.base_prefix_cache import EvictParams
 
 from kvcached import _C
@@ -65,11 +66,18 @@ class _Tended:
             self.checks = _checks(scheduler, supplies, memories)
 
 
+def agreement_of(scheduler: Any) -> Agreement:
+    """Among the ranks that share this scheduler's requests: with data-parallel attention, not all
+    of a tensor-parallel group."""
+    # SGLang 0.5.9 and 0.5.10 are not served where the two differ.
+    group = getattr(scheduler, "attn_tp_cpu_group", scheduler.tp_cpu_group)
+    return Agreement(least_of(group), torch.distributed.get_world_size(group))
+
+
 def _keeper(
     scheduler: Any, supplies: list[PageSupply], ranks: int, cap: int, **options: Any
 ) -> MemoryKeeper | HybridKeeper:
     stages = getattr(scheduler.server_args, "pp_size", 1)
-    least = least_of(scheduler.tp_cpu_group)
     if stages > 1:
         # The ranks of all stages that have this rank's place in theirs.
         column = scheduler.pp_group
@@ -77,12 +85,12 @@ def _keeper(
             GroupLine(column.cpu_group, column.ranks),
             column.rank_in_group,
             stages,
-            least if ranks > stages else None,
+            least_of(scheduler.tp_cpu_group) if ranks > stages else None,
         )
         return StageKeeper(
             scheduler, supplies[0], among_stages(ranks), _evict, cap, rounds=rounds, **options
         )
-    agreement = Agreement(least, ranks)
+    agreement = agreement_of(scheduler)
     if len(supplies) == 1:
         return MemoryKeeper(scheduler, supplies[0], agreement, _evict, cap, **options)
     return HybridKeeper(
