@@ -205,7 +205,8 @@ def test_both_parts_of_a_hybrid_pool_are_elastic_each_for_itself(page_size: int)
     # What lies behind a window goes first.
     allocator.free_swa(ids[: taken // 2])
     assert (full.used, window.used) == (taken // page_size, taken // 2 // page_size)
-    allocator.free_full(ids[: taken // 2])
+    # Before 0.5.23 free() leaves out what has no slot there any more.
+    getattr(allocator, "free_full", allocator.free)(ids[: taken // 2])
     allocator.free(ids[taken // 2 :])
     assert full.used == window.used == 0
     assert allocator.full_available_size() == TOKENS
