@@ -204,3 +204,28 @@ def test_two_stages_see_one_limit_and_change_no_answer(
     assert max(found.peak for found in outcome.scenarios.values()) <= int(
         SMALL["KVCACHED_CAPACITY"]
     )
+
+
+@pytest.mark.slow
+def test_two_stages_beside_a_neighbour_change_no_answer_and_give_back(
+    model: Path, vanilla: Outcome, run_elastic: Callable[..., Outcome]
+) -> None:
+    limits = {
+        "KVCACHED_CAPACITY": str(neighbour.CAPACITY),
+        "KVCACHED_FLOOR": "524288",
+        "KVCACHED_MAX_CACHED_TOKENS": "-1",
+        "SGLANG_CPU_OMP_THREADS_BIND": bound_to(2),
+        **HOPEFUL,
+    }
+    scenarios = ("beside_a_neighbour", "pressed_while_idle", "flush")
+    outcome = run_elastic(model, scenarios, limits, pp_size=2)
+    left = neighbour.CAPACITY - neighbour.MOST
+    beside = outcome.scenarios["beside_a_neighbour"]
+    assert retractions(outcome) > 0
+    assert_same(vanilla.scenarios["crowd"].answers, beside.answers)
+    assert beside.peak <= left
+    pressed = outcome.scenarios["pressed_while_idle"]
+    assert pressed.peak > left
+    assert pressed.answers[0][0] <= left
+    # Page 0 and the smallest slack of each stage.
+    assert outcome.scenarios["flush"].after["resident"] <= 2 * 2 * (2 * 65536)
