@@ -132,6 +132,8 @@ class Stage(Scheduler):
         self.keeper.before_batch()
         self._note("sees", self._available(), self.supply.withheld_tokens)
         self._check_all_sums()
+        # SGLang adds what it could evict to what it sees, and that is never below 0.
+        assert self.supply._granted >= self.supply.used
         if self.last_batch is not None and self.last_batch.began:
             self.running_batch.reqs += [r for r in self.last_batch.reqs if not r.finished()]
             self.last_batch.began = False

@@ -63,7 +63,7 @@ class StageKeeper(MemoryKeeper):
         def decide(worst: Offer | None) -> Terms:
             if worst is None:
                 return Terms(self._supply.used, 0)
-            return Terms(worst.most, worst.evict)
+            return Terms(max(worst.most, self._supply.used), worst.evict)
 
         pressed = any(self._supply.pool.pressure)
         return self._rounds.settle(self._offer(0, evict, pressed), decide)
@@ -89,6 +89,9 @@ class StageKeeper(MemoryKeeper):
         pages = worst.most
         if worst.firm < used + needs.next_batch + beside:
             pages = max(min(worst.firm, used + needs.decode), worst.firm - beside)
+        # What has been taken since the offer was made has memory. Less than that would not be seen:
+        # SGLang counts on all that it could evict beside what is available, which is never below 0.
+        pages = max(pages, used)
         if needs.chunk == 0:
             return Terms(pages, worst.evict)
         # As with ranks: SGLang goes on with a prompt that is half in whatever it sees.
