@@ -7,14 +7,18 @@ engine.
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import conftest
 import engine
 import neighbour
+import tiny_cohere
 import tiny_gemma
+import window_attention
 from comparison import assert_same
 from engine import Outcome
 
@@ -120,6 +124,36 @@ def test_sliding_windows_over_an_ordinary_pool_change_no_answer(
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(
+    version("sglang") != "0.5.23", reason="this SGLang takes no models of ours for hybrids"
+)
+@pytest.mark.parametrize("options", [{}, {"disable_radix_cache": True}])
+def test_sliding_windows_in_a_hybrid_pool_change_no_answer(
+    tmp_path: Path, run_elastic: Callable[..., Outcome], options: dict[str, Any]
+) -> None:
+    cohere = tiny_cohere.write(tmp_path)
+    scenarios = ("mixed", "long_prompts", "crowd")
+    surroundings = {**tiny_cohere.SURROUNDINGS, **window_attention.installed(tmp_path / "plugin")}
+    vanilla = engine.run(
+        cohere, tmp_path / "engine", scenarios, {**surroundings, "ENABLE_KVCACHED": "false"}
+    )
+    assert vanilla.status == 0, vanilla.log[-4000:]
+    # The small budget is for both pools together.
+    limits = {**SMALL, **HOPEFUL, **surroundings, "KVCACHED_SANITY_CHECK": "true"}
+    outcome = run_elastic(cohere, (*scenarios, "flush"), limits, **options)
+    for part in ("full attention", "sliding windows"):
+        assert f"kvcached: elastic KV cache of {part}:" in outcome.log
+    assert retractions(outcome) > 0
+    for name in scenarios:
+        assert_same(vanilla.scenarios[name].answers, outcome.scenarios[name].answers)
+    assert max(found.peak for found in outcome.scenarios.values()) <= int(
+        SMALL["KVCACHED_CAPACITY"]
+    )
+    # Page 0 and the smallest slack of each, two tensors of a granule an extent.
+    assert outcome.scenarios["flush"].after["resident"] <= 2 * 2 * (2 * 65536)
+
+
+@pytest.mark.slow
 def test_two_ranks_agree_and_change_no_answer(
     model: Path, tmp_path: Path, run_elastic: Callable[..., Outcome]
 ) -> None:
@@ -145,3 +179,53 @@ def test_two_ranks_agree_and_change_no_answer(
     ]
     assert by_rank[0]
     assert by_rank[0] == by_rank[1]
+
+
+def bound_to(stages: int) -> str:
+    """SGLang's processors by rank. Before 0.5.17 it counts those of a stage alone."""
+    alone = version("sglang").startswith(("0.5.11", "0.5.12", "0.5.14"))
+    return "0" if alone else "|".join(map(str, range(stages)))
+
+
+@pytest.mark.slow
+def test_two_stages_see_one_limit_and_change_no_answer(
+    model: Path, vanilla: Outcome, run_elastic: Callable[..., Outcome]
+) -> None:
+    # Each stage has one of two layers, and both are of one device here.
+    surroundings = {**SMALL, **HOPEFUL, "SGLANG_CPU_OMP_THREADS_BIND": bound_to(2)}
+    outcome = run_elastic(model, ("crowd", "long_prompts", "aborts"), surroundings, pp_size=2)
+    assert_answers_are_those_of(vanilla, outcome)
+    said = [line for line in outcome.log.splitlines() if "KV cache pool is full" in line]
+    by_stage = [
+        [line.partition("] ")[2] for line in said if f" PP{stage}]" in line] for stage in range(2)
+    ]
+    assert by_stage[0]
+    assert by_stage[0] == by_stage[1]
+    assert max(found.peak for found in outcome.scenarios.values()) <= int(
+        SMALL["KVCACHED_CAPACITY"]
+    )
+
+
+@pytest.mark.slow
+def test_two_stages_beside_a_neighbour_change_no_answer_and_give_back(
+    model: Path, vanilla: Outcome, run_elastic: Callable[..., Outcome]
+) -> None:
+    limits = {
+        "KVCACHED_CAPACITY": str(neighbour.CAPACITY),
+        "KVCACHED_FLOOR": "524288",
+        "KVCACHED_MAX_CACHED_TOKENS": "-1",
+        "SGLANG_CPU_OMP_THREADS_BIND": bound_to(2),
+        **HOPEFUL,
+    }
+    scenarios = ("beside_a_neighbour", "pressed_while_idle", "flush")
+    outcome = run_elastic(model, scenarios, limits, pp_size=2)
+    left = neighbour.CAPACITY - neighbour.MOST
+    beside = outcome.scenarios["beside_a_neighbour"]
+    assert retractions(outcome) > 0
+    assert_same(vanilla.scenarios["crowd"].answers, beside.answers)
+    assert beside.peak <= left
+    pressed = outcome.scenarios["pressed_while_idle"]
+    assert pressed.peak > left
+    assert pressed.answers[0][0] <= left
+    # Page 0 and the smallest slack of each stage.
+    assert outcome.scenarios["flush"].after["resident"] <= 2 * 2 * (2 * 65536)

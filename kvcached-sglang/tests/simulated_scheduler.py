@@ -118,6 +118,7 @@ class Scheduler(SimpleNamespace):
             max_prefill_tokens=16,
             is_mixed_chunk=False,
             grammar_manager=SimpleNamespace(grammar_queue=[]),
+            server_args=SimpleNamespace(sleep_on_idle=False),
             tree_cache=PrefixCache(allocator),
         )
         self._device = device
@@ -129,6 +130,8 @@ class Scheduler(SimpleNamespace):
         self.decided: list[Any] = []
         self.waits = 0
         """How often what was available had no memory yet; each rank's own."""
+        self.lacks = 0
+        """How often not even what is about to be given back would do."""
 
     def turn(self, arrivals: list[tuple[int, int, int]]) -> None:
         """One turn of the loop. `arrivals`: (number, prompt, answer), in tokens."""
@@ -223,6 +226,7 @@ class Scheduler(SimpleNamespace):
             self.tree_cache.evict(missing)
         if tokens > self.supply.pool.num_free:
             self.waits += 1
+            self.lacks += tokens > self.supply.pool.num_free + self.supply.pool.num_withheld
         ids = self._allocator.alloc(tokens)
         # SGLang stops here, too.
         assert ids is not None, f"no {tokens} pages, {self._available()} available"

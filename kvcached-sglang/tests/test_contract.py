@@ -37,6 +37,7 @@ PARAMETERS = {
 }
 #: What the keeper and the fence read of a scheduler.
 SCHEDULER = (
+    "attn_tp_cpu_group",
     "chunked_prefill_size",
     "chunked_req",
     "enable_overlap",
@@ -44,8 +45,12 @@ SCHEDULER = (
     "grammar_manager.grammar_queue",
     "is_mixed_chunk",
     "last_batch",
+    "last_mbs",
     "max_prefill_tokens",
+    "mbs",
+    "pp_group",
     "running_batch",
+    "running_mbs",
     "server_args",
     "token_to_kv_pool_allocator",
     "tp_cpu_group",
@@ -141,6 +146,36 @@ def test_allocators_keep_their_free_pages_where_we_put_ours() -> None:
 
     for kind in (TokenToKVPoolAllocator, PagedTokenToKVPoolAllocator):
         assert_has(kind, ("free_pages", "release_pages", "merge_and_sort_free", "get_kvcache"))
+
+
+@hooked
+def test_a_stage_passes_a_turns_requests_on_before_it_forms_its_batch() -> None:
+    # A stage further down comes to the same turn without waiting for what this one does then.
+    from sglang.srt.managers.scheduler import Scheduler
+
+    loop = inspect.getsource(inspect.unwrap(Scheduler.event_loop_pp))
+    assert loop.count("self.get_next_batch_to_run(") == 1
+    sent = loop.index("self._pp_send_pyobj_to_next_stage(")
+    assert sent < loop.index("self.get_next_batch_to_run(")
+
+
+@hooked
+def test_a_hybrid_pool_and_its_allocator_have_the_parts_that_we_serve() -> None:
+    from sglang.srt.mem_cache.base_prefix_cache import BasePrefixCache, EvictParams
+    from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool
+
+    from kvcached_sglang import sub_pools
+
+    try:
+        from sglang.srt.mem_cache.allocator.swa import SWATokenToKVPoolAllocator
+    except ImportError:  # before 0.5.14
+        from sglang.srt.mem_cache.swa_memory_pool import SWATokenToKVPoolAllocator
+    assert_has(SWATokenToKVPoolAllocator, (*sub_pools._ALLOCATORS, "full_to_swa_index_mapping"))
+    assert_has(SWAKVPool, sub_pools._POOLS)
+    assert callable(BasePrefixCache.full_evictable_size)
+    assert callable(BasePrefixCache.swa_evictable_size)
+    assert EvictParams(num_tokens=0, swa_num_tokens=3).swa_num_tokens == 3
+    assert any(target.endswith("held_swa_tokens") for target in hooks())
 
 
 @launched

@@ -50,6 +50,7 @@ class Engine(SimpleNamespace):
             max_prefill_tokens=1000,
             is_mixed_chunk=False,
             grammar_manager=SimpleNamespace(grammar_queue=[]),
+            server_args=SimpleNamespace(sleep_on_idle=False),
             tree_cache=Tree(supply),
         )
 
@@ -141,22 +142,34 @@ def test_the_ranks_take_the_smallest_offer_and_the_largest_eviction(
     assert supply.available_tokens == (7 - 2) * supply.page_size
 
 
-def test_idle_ranks_meet_at_the_same_turns_whatever_their_clocks_say(
-    make: MakeKeeper, engine: Engine
-) -> None:
-    turns: list[int] = []
+def idle_meetings(make: MakeKeeper, turns: int) -> list[int]:
+    """The turns at which one of two idle ranks meets the other."""
+    met: list[int] = []
     turn = 0
 
     class Noting(Agreement):
         def settle(self, own: Terms) -> Terms:
-            turns.append(turn)
+            met.append(turn)
             return own
 
     kept = make(agreement=Noting(None, 2))
-    while turn < 200:
+    while turn < turns:
         kept.before_batch()
         turn += 1
-    assert turns == [0, 64, 128, 192]
+    return met
+
+
+def test_idle_ranks_meet_at_the_same_turns_whatever_their_clocks_say(make: MakeKeeper) -> None:
+    assert idle_meetings(make, 200) == [0, 64, 128, 192]
+
+
+@pytest.mark.parametrize("sleeper", [None, object()])
+def test_ranks_that_sleep_meet_at_every_turn_though_only_the_first_has_a_sleeper(
+    make: MakeKeeper, engine: Engine, sleeper: object
+) -> None:
+    engine.server_args.sleep_on_idle = True
+    engine.idle_sleeper = sleeper
+    assert idle_meetings(make, 5) == [0, 1, 2, 3, 4]
 
 
 class _Denied:

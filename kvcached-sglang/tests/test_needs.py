@@ -39,7 +39,7 @@ def running(requests: int) -> SimpleNamespace:
 
 def test_memory_of_the_batch_after_the_next_is_wanted_while_the_device_works() -> None:
     def ahead(prompts: int, rest: int = 0) -> int:
-        return Needs(3, 10, rest, prompts, half_in=0, oldest=0).ahead
+        return Needs(3, 10, rest, prompts, half_in=0, chunk=0, oldest=0).ahead
 
     assert ahead(prompts=50) == 3 + 20
     assert ahead(prompts=14) == 3 + 14

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -134,6 +135,112 @@ def test_all_that_is_allocated_comes_back(page_size: int) -> None:
     assert supply.used == 0
 
 
+def hybrid(page_size: int = 1, **options: Any) -> SimpleNamespace:
+    """What SGLang's ``_init_pools()`` would have made for layers of full attention and of windows:
+    the latter's pool is half as large."""
+    from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool
+
+    try:
+        from sglang.srt.mem_cache.allocator.swa import SWATokenToKVPoolAllocator
+    except ImportError:  # before 0.5.14
+        from sglang.srt.mem_cache.swa_memory_pool import SWATokenToKVPoolAllocator
+    builder = SimpleNamespace(
+        is_draft_worker=False,
+        is_hybrid_swa=True,
+        gpu_id=0,
+        mambaish_config=None,
+        server_args=SimpleNamespace(tp_size=1, random_seed=1, disaggregation_mode="null"),
+        model_config=SimpleNamespace(context_len=1000),
+    )
+    shape = {"head_num": 2, "head_dim": 16, "dtype": torch.float16, "page_size": page_size}
+    if "enable_kvcache_transpose" in inspect.signature(SWAKVPool).parameters:  # until 0.5.17
+        shape["enable_kvcache_transpose"] = False
+
+    def init_pools(self: Any) -> None:
+        self.pool = SWAKVPool(
+            TOKENS,
+            TOKENS // 2,
+            swa_attention_layer_ids=[0, 2],
+            full_attention_layer_ids=[1],
+            device="cpu",
+            **{**shape, **options},
+        )
+        self.token_to_kv_pool_allocator = SWATokenToKVPoolAllocator(
+            TOKENS,
+            TOKENS // 2,
+            page_size=page_size,
+            dtype=torch.float16,
+            device="cpu",
+            kvcache=self.pool,
+            need_sort=False,
+        )
+
+    pools.init_pools(init_pools, builder)
+    return builder
+
+
+@pytest.mark.parametrize("page_size", [1, 16])
+def test_both_parts_of_a_hybrid_pool_are_elastic_each_for_itself(page_size: int) -> None:
+    made = hybrid(page_size)
+    allocator = made.token_to_kv_pool_allocator
+    full, window = allocators.supplies_of(allocator)
+    assert {memory.place.row for memory in pools.memories_of_this_process()} == {0, 1}
+    assert allocator.full_available_size() == TOKENS
+    assert allocator.swa_available_size() == TOKENS // 2
+    if page_size == 1:
+        ids = allocator.alloc(992)
+    else:
+        if not hasattr(allocator.full_attn_allocator, "use_triton_kernels"):
+            pytest.skip("this SGLang fills pages with Triton alone")
+        nothing, all_of_it = torch.tensor([0]), torch.tensor([992])
+        ids = allocator.alloc_extend(
+            nothing, nothing, all_of_it, all_of_it, torch.tensor([-1]), 992
+        )
+    taken = ids.numel()
+    of_window = allocator.full_to_swa_index_mapping[ids]
+    made.pool.full_kv_pool.k_buffer[0][ids] = 1
+    made.pool.swa_kv_pool.k_buffer[1][of_window] = 2
+    assert bool((made.pool.full_kv_pool.k_buffer[0][ids] == 1).all())
+    assert full.used == window.used == taken // page_size
+    # What lies behind a window goes first.
+    allocator.free_swa(ids[: taken // 2])
+    assert (full.used, window.used) == (taken // page_size, taken // 2 // page_size)
+    # Before 0.5.23 free() leaves out what has no slot there any more.
+    getattr(allocator, "free_full", allocator.free)(ids[: taken // 2])
+    allocator.free(ids[taken // 2 :])
+    assert full.used == window.used == 0
+    assert allocator.full_available_size() == TOKENS
+    assert allocator.swa_available_size() == TOKENS // 2
+
+
+def test_a_rank_that_sees_less_of_one_part_takes_none_of_either() -> None:
+    allocator = hybrid().token_to_kv_pool_allocator
+    full, window = allocators.supplies_of(allocator)
+    window.grant(10)
+    assert allocator.alloc(11) is None
+    assert full.used == window.used == 0
+
+
+def test_a_hybrid_pool_of_another_kind_is_vanilla_in_both_parts() -> None:
+    from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
+
+    class Other(MHATokenToKVPool):  # type: ignore[misc]
+        """A pool that reaches its memory in its own way, for all we know."""
+
+    allocator = hybrid(token_to_kv_pool_class=Other).token_to_kv_pool_allocator
+    assert allocators.supplies_of(allocator) == []
+    assert allocator.alloc(TOKENS // 2) is not None
+
+
+def test_what_a_rank_is_given_is_shared_by_both_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KVCACHED_FLOOR", str(1 << 19))
+    monkeypatch.setenv("KVCACHED_WEIGHT", "3")
+    hybrid()
+    ledger = pools.memories_of_this_process()[0].ledger()
+    terms = [(lease["floor_bytes"], lease["weight"]) for lease in ledger["leases"]]
+    assert terms == [(1 << 18, 1.5)] * 2
+
+
 def test_pages_grow_with_their_requests() -> None:
     allocator = build(mha, 16).token_to_kv_pool_allocator
     if not hasattr(allocator, "use_triton_kernels"):
@@ -195,7 +302,7 @@ def test_two_pools_for_one_model_stop_the_engine() -> None:
         mha(**options)
         return mha(**options)
 
-    with pytest.raises(NotElastic, match="more than one KV pool"):
+    with pytest.raises(NotElastic, match="more KV pools for this model than expected"):
         build(twice)
 
 

@@ -19,6 +19,14 @@ PLAIN: dict[str, Any] = {
 }
 
 
+MODEL: dict[str, Any] = {
+    "is_hybrid_swa": False,
+    "mambaish_config": None,
+    "server_args": SimpleNamespace(pp_size=1),
+    "model_config": SimpleNamespace(),
+}
+
+
 def reason(**options: Any) -> str | None:
     return configuration_reason(SimpleNamespace(**{**PLAIN, **options}))
 
@@ -34,10 +42,8 @@ def test_a_plain_configuration_is_covered() -> None:
         ("enable_memory_saver", True, "memory saver"),
         ("enable_hierarchical_cache", True, "HiCache"),
         ("enable_lmcache", True, "LMCache"),
-        ("enable_dp_attention", True, "data-parallel attention"),
         ("disaggregation_mode", "decode", "PD disaggregation (decode)"),
         ("speculative_algorithm", "EAGLE", "speculative decoding (EAGLE)"),
-        ("pp_size", 2, "pipeline parallelism"),
         ("nnodes", 2, "several nodes"),
     ],
 )
@@ -63,10 +69,23 @@ def test_sglangs_variables_count_only_where_they_are_on(
 
 
 def test_models_with_other_states_are_not_covered() -> None:
-    plain = {"is_hybrid_swa": False, "mambaish_config": None}
-    assert model_reason(SimpleNamespace(**plain)) is None
-    for other in ({"is_hybrid_swa": True}, {"mambaish_config": object()}):
-        assert model_reason(SimpleNamespace(**{**plain, **other})) is not None
+    assert model_reason(SimpleNamespace(**MODEL)) is None
+    assert model_reason(SimpleNamespace(**{**MODEL, "mambaish_config": object()})) is not None
+
+
+def test_windows_in_a_hybrid_pool_are_covered_on_one_stage() -> None:
+    hybrid = {**MODEL, "is_hybrid_swa": True}
+    assert model_reason(SimpleNamespace(**hybrid)) is None
+    several = {**hybrid, "server_args": SimpleNamespace(pp_size=2)}
+    assert "several stages" in str(model_reason(SimpleNamespace(**several)))
+    config = SimpleNamespace(hf_config=SimpleNamespace(architectures=["DeepseekV4ForCausalLM"]))
+    other = {**hybrid, "model_config": config}
+    assert "DeepSeek V4" in str(model_reason(SimpleNamespace(**other)))
+
+
+def test_data_parallel_attention_is_covered_on_one_stage() -> None:
+    assert reason(enable_dp_attention=True) is None
+    assert "several stages" in str(reason(enable_dp_attention=True, pp_size=2))
 
 
 class MHATokenToKVPool(SimpleNamespace):

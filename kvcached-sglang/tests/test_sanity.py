@@ -28,10 +28,10 @@ class _Row:
         return self.states[extent]
 
 
-def _check(violation: str = "") -> StepCheck:
+def _check(violation: str = "", slots: list[int] | None = None) -> StepCheck:
     pager: Any = SimpleNamespace(violation=violation)
     row: Any = _Row()
-    return StepCheck(pager, row, PAGE)
+    return StepCheck(pager, row, PAGE, None if slots is None else torch.tensor(slots))
 
 
 def _batch(rows: list[list[int]], new: list[int] | None = None) -> Any:
@@ -69,6 +69,14 @@ def test_a_slot_that_does_not_exist_stops_the_engine() -> None:
 def test_a_slot_that_is_handed_out_twice_stops_the_engine() -> None:
     with pytest.raises(SanityError, match="handed out twice"):
         _check().check(_batch([[2, 3], [3]], [3, 3]), 7)
+
+
+def test_a_windows_slots_are_looked_up_by_those_of_full_attention() -> None:
+    # Slot 2 lies behind the window, and has none there any more.
+    slots = [0, 0, 0, 2, 9, 6]
+    _check(slots=slots).check(_batch([[2, 3, 4]], [4]), 1)
+    with pytest.raises(SanityError, match="'r0' uses slot 6 of page 3, extent 1, which is absent"):
+        _check(slots=slots).check(_batch([[2, 3, 5]]), 7)
 
 
 def test_what_the_pager_has_seen_stops_the_engine() -> None:

@@ -163,6 +163,8 @@ void bind_pool(nb::module_& module) {
       .def("promise", &Pool::promise, nb::arg("blocks"),
            "So many free blocks are promised to a request that will take them unasked; they stay "
            "free until told otherwise.")
+      .def("hold_at_least", &Pool::hold_at_least, nb::arg("blocks"),
+           "No release leaves fewer blocks with memory, used ones included, until told otherwise.")
       .def_prop_ro("num_withheld", &Pool::num_withheld,
                    "Free blocks of extents that are being emptied for somebody else.")
       .def("stop_emptying", &Pool::stop_emptying,

@@ -49,6 +49,18 @@ TEST_F(PoolBulk, GivesTheLowestBlocksInOrder) {
   EXPECT_EQ(pool_.num_free(), 3U);
 }
 
+TEST_F(PoolBulk, HoldsAsMuchAsItIsToldToUntilItIsToldOtherwise) {
+  pool_.hold_at_least(5);
+  pool_.balance(true);
+  ranks_.serve();
+  pool_.balance(true);
+  EXPECT_EQ(pool_.num_usable(), 8U);
+  pool_.hold_at_least(4);
+  pool_.balance(true);
+  ranks_.serve();
+  EXPECT_EQ(pool_.num_usable(), 4U);
+}
+
 TEST_F(PoolBulk, TakesNothingWhereTooFewAreFree) {
   Ids ids(9, -1);
   EXPECT_FALSE(pool_.take_all(ids));

@@ -508,6 +508,8 @@ class Pool:
     def promise(self, blocks: int) -> None:
         """So many free blocks are promised to a request that will take them unasked; they stay free
         until told otherwise."""
+    def hold_at_least(self, blocks: int) -> None:
+        """No release leaves fewer blocks with memory, used ones included, until told otherwise."""
     @property
     def num_withheld(self) -> int:
         """Free blocks of extents that are being emptied for somebody else."""

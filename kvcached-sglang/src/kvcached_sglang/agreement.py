@@ -1,8 +1,8 @@
-"""All ranks of a tensor-parallel group see the same pages: the fewest that any of them can offer.
+"""All ranks that share requests see the same pages: the fewest that any of them can offer.
 
-Every rank has its own scheduler, and all must decide alike. What a rank can offer depends on its
-device and its neighbours there, so the ranks agree before a batch is formed, at the same turn of
-their loops.
+Every rank has its own scheduler, and those of one attention group must decide alike. What a rank
+can offer depends on its device and its neighbours there, so the ranks agree before a batch is
+formed, at the same turn of their loops.
 """
 
 from __future__ import annotations

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from kvcached_sglang.sub_pools import parts_of
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -21,6 +23,12 @@ _ATTRIBUTE = "kvcached_supply"
 def supply_of(allocator: Any) -> PageSupply | None:
     """The supply behind an allocator, or None where it is vanilla."""
     return getattr(allocator, _ATTRIBUTE, None)
+
+
+def supplies_of(allocator: Any) -> list[PageSupply]:
+    """The supplies behind all parts of an allocator; none where it is vanilla."""
+    found = map(supply_of, parts_of(allocator))
+    return [supply for supply in found if supply is not None]
 
 
 def put_under(allocator: Any, supply: PageSupply) -> None:

@@ -74,7 +74,14 @@ def _hooks() -> dict[str, tuple[str, Callable[..., Any]]] | str:
         f"{_MGR}.scheduler.Scheduler.get_next_batch_to_run": ("before", scheduling.before_batch),
         f"{_MGR}.scheduler.Scheduler.run_batch": ("around", scheduling.run_batch),
         held: ("after", scheduling.session_held_tokens),
+        held.replace("held_tokens", "held_swa_tokens"): (
+            "after",
+            scheduling.session_held_swa_tokens,
+        ),
     }
+    of_full = held.replace("held_tokens", "held_full_tokens")
+    if _has(of_full):  # until 0.5.20; what later versions sum up for full attention has no own name
+        hooks[of_full] = ("after", scheduling.session_held_tokens)
     for allocator in (_TOKEN, _PAGED):
         hooks[f"{allocator}.available_size"] = ("around", allocators.available_size)
         hooks[f"{allocator}.alloc"] = ("around", allocators.alloc)
@@ -107,18 +114,26 @@ def missing_hook() -> str | None:
 
 
 def rank_of(builder: Any) -> tuple[int, int]:
-    """(tensor-parallel rank, its replica's first device) of the process whose pools `builder`
-    makes. Replicas of one engine (``--dp-size``) differ in the latter alone."""
+    """(rank, its replica's first device) of the process whose pools `builder` makes; the ranks of
+    a pipeline's first stage come first. Replicas of one engine (``--dp-size``) differ in the latter
+    alone."""
     from torch import distributed
 
     from kvcached_sglang import NotElastic
 
-    ranks = builder.server_args.tp_size
+    arguments = builder.server_args
     rank = distributed.get_rank() if distributed.is_initialized() else 0
-    if distributed.is_initialized() and distributed.get_world_size() != ranks:
-        raise NotElastic("kvcached: SGLang's ranks are not those of one tensor-parallel group")
-    step = getattr(builder.server_args, "gpu_id_step", 1) or 1
-    return rank, builder.gpu_id - rank * step
+    if distributed.is_initialized() and distributed.get_world_size() != ranks_of(arguments):
+        raise NotElastic("kvcached: SGLang's ranks are not those of one engine")
+    step = getattr(arguments, "gpu_id_step", 1) or 1
+    # As SGLang counts: the devices of a stage behind those of the one before.
+    stage, in_stage = divmod(rank, arguments.tp_size)
+    return rank, builder.gpu_id - stage * arguments.tp_size - in_stage * step
+
+
+def ranks_of(server_args: Any) -> int:
+    """Processes of one engine, or of one replica of it, that hold a part of its cache."""
+    return int(server_args.tp_size * getattr(server_args, "pp_size", 1))
 
 
 def clean_up() -> None:

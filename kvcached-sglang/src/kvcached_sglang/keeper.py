@@ -71,7 +71,7 @@ class MemoryKeeper:
 
     def before_batch(self) -> None:
         """One turn of the loop."""
-        if is_idle(self._scheduler):
+        if self._is_idle():
             self._turn_idle()
         else:
             self._idle_since = None
@@ -85,9 +85,15 @@ class MemoryKeeper:
             self._next_policy = now + _POLICY
             self._policy.apply()
 
+    def _is_idle(self) -> bool:
+        return is_idle(self._scheduler)
+
+    def _needs(self) -> Needs:
+        return needs_of(self._scheduler, self._supply.page_size)
+
     def _turn_busy(self) -> None:
         supply = self._supply
-        needs = needs_of(self._scheduler, supply.page_size)
+        needs = self._needs()
         supply.settle()
         supply.retry()
         evict = max(self._over_cap(), self._owed())
@@ -96,11 +102,19 @@ class MemoryKeeper:
         # Before memory is fetched and offered: it must still be there when the batch takes it.
         self._balance(idle=False)
         self._fetch(needs)
-        offer = supply.offer(needs.next_batch)
-        terms = self._agreement.settle(Terms(min(offer, supply.pages), evict))
+        terms = self._agree(needs, evict)
         supply.grant(terms.pages)
         self._drop(terms.evict)
         self._tell_if_starved(needs)
+
+    def _agree(self, needs: Needs, evict: int) -> Terms:
+        """The terms of the next batch, where this rank has `evict` tokens to drop."""
+        offer = self._supply.offer(needs.next_batch)
+        return self._agreement.settle(Terms(min(offer, self._supply.pages), evict))
+
+    def _agree_idle(self, evict: int) -> Terms:
+        """The same while there is no batch to come."""
+        return self._agreement.settle(Terms(self._supply.offer(0), evict))
 
     def _fetch(self, needs: Needs) -> None:
         pool = self._supply.pool
@@ -129,7 +143,8 @@ class MemoryKeeper:
         self._look_idle(settled=now - self._idle_since >= GRACE)
 
     def _sleeps(self) -> bool:
-        return getattr(self._scheduler, "idle_sleeper", None) is not None
+        # By the arguments, which all ranks have alike: the first rank alone has an idle sleeper.
+        return bool(getattr(self._scheduler.server_args, "sleep_on_idle", False))
 
     def _look_idle(self, settled: bool) -> None:
         supply = self._supply
@@ -143,7 +158,7 @@ class MemoryKeeper:
             if self._working is not None:
                 self._working.give_back()
         pool.promise(0)
-        terms = self._agreement.settle(Terms(supply.offer(0), evict))
+        terms = self._agree_idle(evict)
         supply.grant(terms.pages)
         self._drop(terms.evict)
         if settled or ordered or pool.in_flight or any(pool.pressure):
@@ -197,12 +212,13 @@ class MemoryKeeper:
         pool.regard_as_cached(self._cached_tokens() // self._supply.page_size)
         pool.balance(idle)
 
+    def _is_stuck(self) -> bool:
+        return not self._scheduler.running_batch.reqs and self._scheduler.last_batch is None
+
     def _tell_if_starved(self, needs: Needs) -> None:
         pool = self._supply.pool
-        scheduler = self._scheduler
         # Nobody runs, nobody is about to, and yet somebody waits.
-        stuck = not scheduler.running_batch.reqs and scheduler.last_batch is None
-        if not stuck and not (pool.denied and needs.next_batch > pool.num_free):
+        if not self._is_stuck() and not (pool.denied and needs.next_batch > pool.num_free):
             self._short_since = None
             return
         now = time.monotonic()

@@ -110,13 +110,19 @@ class ElasticModelRunner(ModelRunner):  # type: ignore[misc]
             raise NotElastic(f"kvcached: {reason}; start with ENABLE_KVCACHED=false")
         allocator = elastic_allocator(self.token_to_kv_pool_allocator)
         self.token_to_kv_pool_allocator: Any = allocator
-        pools.attach(allocator, pool, made.memory)
+        pools.attach(allocator, [(pool, made.memory)])
 
     def _reason_against(self) -> str | None:
         if is_deepseek_nsa(self.model_config.hf_config):
             return "DSA index caches are not covered"
         if getattr(self.server_args, "enable_double_sparsity", False):
             return "double sparsity is not covered"
+        if self.server_args.enable_dp_attention:
+            return "data-parallel attention is not covered with this SGLang"
+        if self.is_hybrid_swa:
+            return "sliding windows in a hybrid pool are not covered with this SGLang"
+        if self.server_args.pp_size > 1:
+            return "pipeline parallelism is not covered with this SGLang"
         return None
 
     def _expected_pool(self) -> SimpleNamespace:

@@ -30,6 +30,20 @@ class Place:
     ranks: int
     longest_tokens: int
     """The longest request that the engine admits."""
+    pool: int = 0
+    """Which of its caches this is."""
+    pools: int = 1
+    """How many caches the rank has."""
+
+    @property
+    def row(self) -> int:
+        """The number of this cache's row: those of all ranks' first caches come first."""
+        return self.pool * self.ranks + self.rank
+
+    @property
+    def rows(self) -> int:
+        """Rows of the engine."""
+        return self.pools * self.ranks
 
 
 class RankMemory:
@@ -42,7 +56,7 @@ class RankMemory:
         self._settings = settings
         self._device = torch.device(pool.device)
         ordinal = torch.cuda.current_device() if self._device.type == "cuda" else 0
-        self.path = str(identity.row_path(settings, place.instance, place.rank))
+        self.path = str(identity.row_path(settings, place.instance, place.row))
         _remove_what_the_dead_left(settings)
         geometry = self.buffers.geometry(settings.page_size_mb << 20, driver.max_mappings)
         whole = geometry.num_extents * geometry.extent_bytes(driver.granularity)
@@ -53,7 +67,7 @@ class RankMemory:
             self.path,
             identity.engine_name(settings, place.instance),
             "layer",
-            place.rank,
+            place.row,
             limit,
             ledger=str(shm.ledger_path(identity.directory(settings), driver.device_id)),
             shared=bool(settings.shm_group),
@@ -72,9 +86,12 @@ class RankMemory:
 
     def _terms(self, geometry: _C.Geometry, limit: int, granule: int) -> _C.LeaseTerms:
         wanted = self._settings
-        if wanted.floor is not None and wanted.floor > limit:
+        # A rank's caches share what it was given.
+        pools = self.place.pools
+        floor = None if wanted.floor is None else wanted.floor // pools
+        if floor is not None and floor > limit:
             raise NotElastic(
-                f"kvcached: KVCACHED_FLOOR={format_size(wanted.floor)} is above the limit of "
+                f"kvcached: KVCACHED_FLOOR={format_size(floor)} is above the limit of "
                 f"{format_size(limit)}; lower it, or raise KVCACHED_LIMIT"
             )
         longest = min(self.place.longest_tokens, self.buffers.shape.rows)
@@ -85,22 +102,27 @@ class RankMemory:
             self.place.instance,
             engine="sglang",
             limit_bytes=limit,
-            floor_bytes=wanted.floor,
-            weight=wanted.weight,
+            floor_bytes=floor,
+            weight=wanted.weight / pools,
             utilisation=wanted.gpu_utilization,
             device_limit_bytes=wanted.capacity,
             longest_bytes=extents * geometry.extent_bytes(granule),
         )
 
-    def describe(self) -> list[str]:
-        """What the start-up log says of it."""
+    def ledger(self) -> _C.LedgerDescription:
+        """What the device's account says."""
+        return _C.Ledger.open(_C.Row.attach(self.path).describe()["ledger"]).describe()
+
+    def describe(self, name: str = "") -> list[str]:
+        """What the start-up log says of it. `name`: which of the engine's caches it is."""
         facts = _C.Row.attach(self.path).describe()
         page = self.buffers.shape.page_size
         ranks = f", {self.place.ranks} ranks" if self.place.ranks > 1 else ""
-        device = _C.Ledger.open(facts["ledger"]).describe()
+        device = self.ledger()
         lease = next(found for found in device["leases"] if found["slot"] == facts["lease_slot"])
         lines = [
-            f"kvcached: elastic KV cache: virtual {format_size(facts['virtual_bytes'])} "
+            f"kvcached: elastic KV cache{name and ' of ' + name}: "
+            f"virtual {format_size(facts['virtual_bytes'])} "
             f"({(facts['num_blocks'] - 1) * page:,} tokens in pages of {page}), "
             f"limit {format_size(facts['limit_bytes'])}, "
             f"extent {format_size(facts['extent_bytes'])} "

@@ -25,6 +25,8 @@ class Needs:
     """Of all prompts at hand, however many batches that takes."""
     half_in: int
     """Of those, of the prompt that is half in already, to its end."""
+    chunk: int
+    """Of those again, what the next batch takes."""
     oldest: int
     """In the hands of the request that would be retracted last."""
 
@@ -49,14 +51,14 @@ def needs_of(scheduler: Any, page_size: int) -> Needs:
     chunks = _Chunks(scheduler, page_size, decode)
     # Requests whose grammar is made join the queue while the batch is formed.
     waiting = (*scheduler.waiting_queue, *scheduler.grammar_manager.grammar_queue)
-    prefill = prompts = half_in = rest = begun = 0
+    prefill = prompts = half_in = rest = begun = chunk = 0
     left = chunks.room
     first = scheduler.chunked_req
     if first is not None:
         tokens = max(0, _tokens(first) - _tokens_in_place(first))
         prompts = chunks.pages(tokens)
         half_in = prompts + chunks.beside(tokens)
-        prefill = chunks.pages(min(tokens, left))
+        prefill = chunk = chunks.pages(min(tokens, left))
         rest = half_in - prefill
         left -= _whole_pages(tokens, page_size)
     for tokens in map(_tokens, islice(waiting, _LOOKAHEAD)):
@@ -77,7 +79,8 @@ def needs_of(scheduler: Any, page_size: int) -> Needs:
             if len(waiting) <= _LOOKAHEAD:
                 most = min(most, prompts - prefill)
             rest = max(rest, most + chunks.beside(longest, begun))
-    return Needs(decode, prefill, rest, prompts, half_in, _oldest(running, first, page_size))
+    oldest = _oldest(running, first, page_size)
+    return Needs(decode, prefill, rest, prompts, half_in, chunk, oldest)
 
 
 class _Chunks:

@@ -5,14 +5,23 @@ from __future__ import annotations
 import functools
 import logging
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from kvcached import _C, hooks
 from kvcached import settings as kvcached_settings
-from kvcached_sglang import NotElastic, allocators, attachment, identity, reasons, say_once
+from kvcached_sglang import (
+    NotElastic,
+    allocators,
+    attachment,
+    identity,
+    reasons,
+    say_once,
+    sub_pools,
+    unanimity,
+)
 from kvcached_sglang.allocation import TensorsOverRegion
 from kvcached_sglang.memory import Place, RankMemory
 from kvcached_sglang.page_supply import PageSupply
@@ -39,8 +48,8 @@ class _Making:
     """The pools of one model while SGLang makes them."""
 
     place: Place
-    pool: Any = None
-    memory: RankMemory | None = None
+    made: list[tuple[Any, RankMemory]] = field(default_factory=list)
+    """Pools and their memory."""
     reasons: list[str] = field(default_factory=list)
 
 
@@ -49,9 +58,9 @@ _memories: list[RankMemory] = []
 """What lives as long as the process: tensors point into it."""
 
 
-def memory_of_this_process() -> RankMemory | None:
-    """The memory of this process's elastic cache, or None."""
-    return _memories[0] if _memories else None
+def memories_of_this_process() -> list[RankMemory]:
+    """The memory of this process's elastic caches."""
+    return _memories
 
 
 def init_pools(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -60,17 +69,24 @@ def init_pools(original: Callable[..., Any], self: Any, *args: Any, **kwargs: An
     if self.is_draft_worker or _making is not None:
         return original(self, *args, **kwargs)
     reason = attachment.missing_hook() or reason_against(self)
-    if reason is not None:
-        stay_vanilla(reason)
+    ranks = attachment.ranks_of(self.server_args)
+    if not unanimity.all_say(reason is None, ranks):
+        stay_vanilla(reason or "another rank of this engine is not covered; it says why")
         return original(self, *args, **kwargs)
     _making = _Making(place_of(self))
     try:
         result = original(self, *args, **kwargs)
         allocator = (self if result is None else result).token_to_kv_pool_allocator
-        if _making.memory is None:
+        elastic = bool(_making.made)
+        if unanimity.all_say(elastic, ranks) != elastic:
+            raise NotElastic(
+                "kvcached: other ranks of this engine cannot be elastic; start with "
+                "ENABLE_KVCACHED=false"
+            )
+        if not elastic:
             stay_vanilla(_making.reasons[0] if _making.reasons else "SGLang made no KV pool")
         else:
-            attach(allocator, _making.pool, _making.memory)
+            attach(allocator, _making.made)
         return result
     finally:
         _making = None
@@ -90,21 +106,25 @@ def create_buffers(original: Callable[..., Any], self: Any) -> Any:
     making = _making
     if making is None:
         return original(self)
-    if making.memory is not None:
+    number = len(making.made)
+    if number == making.place.pools:
         raise NotElastic(
-            "kvcached: SGLang makes more than one KV pool for this model; start with "
+            "kvcached: SGLang makes more KV pools for this model than expected; start with "
             "ENABLE_KVCACHED=false"
         )
-    reason = reasons.pool_reason(self)
+    # Of a hybrid pool's two parts, none is elastic without the other.
+    reason = making.reasons[0] if making.reasons else reasons.pool_reason(self)
     if reason is None:
         try:
             driver = driver_of(self.device)
         except _C.Error as error:
             reason = f"no usable driver: {error}"
     if reason is not None:
+        if making.made:
+            raise NotElastic(f"kvcached: {reason}; start with ENABLE_KVCACHED=false")
         making.reasons.append(reason)
         return original(self)
-    memory = RankMemory(self, driver, settings(), making.place)
+    memory = RankMemory(self, driver, settings(), replace(making.place, pool=number))
     with TensorsOverRegion(memory.buffers, memory.region, self.store_dtype) as mode:
         result = original(self)
     if mode.unused:
@@ -112,8 +132,7 @@ def create_buffers(original: Callable[..., Any], self: Any) -> Any:
             "kvcached: SGLang did not allocate its KV pool where it was expected; start with "
             "ENABLE_KVCACHED=false"
         )
-    making.pool = self
-    making.memory = memory
+    making.made.append((self, memory))
     return result
 
 
@@ -151,8 +170,9 @@ def place_of(builder: Any) -> Place:
     return Place(
         identity.instance_of(arguments, first_device),
         rank,
-        arguments.tp_size,
+        attachment.ranks_of(arguments),
         builder.model_config.context_len,
+        pools=2 if builder.is_hybrid_swa else 1,
     )
 
 
@@ -165,15 +185,27 @@ def memory_for(pool: Any, place: Place) -> RankMemory:
     return RankMemory(pool, driver, settings(), place)
 
 
-def attach(allocator: Any, pool: Any, memory: RankMemory) -> None:
-    """Lets an allocator that has handed out nothing hand out what has memory. Raises NotElastic
-    where the two are not as expected."""
+def attach(allocator: Any, made: list[tuple[Any, RankMemory]]) -> None:
+    """Lets an allocator that has handed out nothing hand out what has memory. `made`: its pools and
+    their memory. Raises NotElastic where these are not as expected."""
     reason = reasons.allocator_reason(allocator)
-    if reason is None and (allocator.get_kvcache() is not pool or allocator.size != pool.size):
+    parts = sub_pools.parts_of(allocator)
+    memory_of = {id(pool): memory for pool, memory in made}
+    pools = sub_pools.pools_of(allocator.get_kvcache())
+    if reason is None and (
+        {id(pool) for pool in pools} != set(memory_of)
+        or [part.size for part in parts] != [pool.size for pool in pools]
+    ):
         reason = "SGLang's allocator and its KV pool differ"
     if reason is not None:
         # The tensors are there already, and this allocator would hand out what has no memory.
         raise NotElastic(f"kvcached: {reason}; start with ENABLE_KVCACHED=false")
+    names = sub_pools.NAMES if len(parts) > 1 else ("",)
+    for part, pool, name in zip(parts, pools, names, strict=True):
+        _put_under(part, pool, memory_of[id(pool)], name)
+
+
+def _put_under(allocator: Any, pool: Any, memory: RankMemory, name: str) -> None:
     wanted = settings()
     native = _C.Pool([memory.path], wanted.min_reserved_pages, wanted.max_reserved_pages)
     supply = PageSupply(native, memory.region.device, allocator.page_size)
@@ -181,5 +213,5 @@ def attach(allocator: Any, pool: Any, memory: RankMemory) -> None:
     _memories.append(memory)
     prove(allocator, pool, supply)
     if memory.place.rank == 0:
-        for line in memory.describe():
+        for line in memory.describe(name):
             _log.info(line)

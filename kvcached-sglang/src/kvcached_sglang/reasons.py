@@ -8,11 +8,13 @@ from typing import Any
 from kvcached import settings as kvcached_settings
 from kvcached import shm
 from kvcached_sglang import identity
+from kvcached_sglang.sub_pools import parts_of
 
 _POOLS = ("MHATokenToKVPool", "MLATokenToKVPool")
 _ALLOCATORS = (
     "TokenToKVPoolAllocator",
     "PagedTokenToKVPoolAllocator",
+    "SWATokenToKVPoolAllocator",
     "ElasticTokenAllocator",
     "ElasticPagedAllocator",
 )
@@ -23,7 +25,6 @@ _UNCOVERED = {
     "enable_hierarchical_cache": "HiCache (--enable-hierarchical-cache)",
     "enable_lmcache": "LMCache (--enable-lmcache)",
     "enable_hisparse": "HiSparse",
-    "enable_dp_attention": "data-parallel attention",
     "enable_pdmux": "PD multiplexing",
     "enable_unified_memory": "the unified memory pool (--enable-unified-memory)",
     "enable_page_major_kv_layout": "the page-major KV layout",
@@ -47,8 +48,8 @@ def configuration_reason(server_args: Any) -> str | None:
         return f"PD disaggregation ({server_args.disaggregation_mode}) is not covered"
     if getattr(server_args, "speculative_algorithm", None) is not None:
         return f"speculative decoding ({server_args.speculative_algorithm}) is not covered"
-    if getattr(server_args, "pp_size", 1) > 1:
-        return "pipeline parallelism is not covered"
+    if getattr(server_args, "enable_dp_attention", False) and server_args.pp_size > 1:
+        return "data-parallel attention over several stages is not covered"
     if getattr(server_args, "nnodes", 1) > 1:
         return "an engine over several nodes is not covered"
     if getattr(server_args, "attn_cp_size", 1) > 1 or getattr(server_args, "dcp_size", 1) > 1:
@@ -62,13 +63,20 @@ def configuration_reason(server_args: Any) -> str | None:
 def model_reason(builder: Any) -> str | None:
     """Why the pools that `builder` is about to make are not covered, or None. `builder` is
     SGLang's object whose ``_init_pools()`` runs."""
-    if builder.is_hybrid_swa:
-        return "sliding windows in a hybrid pool are not covered"
+    if builder.is_hybrid_swa and getattr(builder.server_args, "pp_size", 1) > 1:
+        return "sliding windows in a hybrid pool are not covered over several stages"
+    if "DeepseekV4" in _architecture(builder):
+        return "the KV pools of DeepSeek V4 are not covered"
     if builder.mambaish_config is not None:
         return "models with a Mamba or linear-attention state are not covered"
     if getattr(builder, "post_capture_kv_active", False):
         return "SGLang's own sizing after graph capture is not covered"
     return None
+
+
+def _architecture(builder: Any) -> str:
+    config = getattr(builder.model_config, "hf_config", None)
+    return str((getattr(config, "architectures", None) or [""])[0])
 
 
 def pool_reason(pool: Any) -> str | None:
@@ -84,6 +92,8 @@ def pool_reason(pool: Any) -> str | None:
         return "KV caches with scales of their own are not covered"
     if getattr(pool, "enable_custom_mem_pool", False) or getattr(pool, "custom_mem_pool", None):
         return "a custom memory pool is not covered"
+    if getattr(pool, "layer_num", 1) == 0:
+        return "a hybrid pool of one kind of layers alone is not covered"
     if pool.size % pool.page_size != 0:
         return f"a cache of {pool.size} tokens in pages of {pool.page_size} is not covered"
     return None
@@ -91,8 +101,11 @@ def pool_reason(pool: Any) -> str | None:
 
 def allocator_reason(allocator: Any) -> str | None:
     """Why an allocator is not covered, or None."""
-    if type(allocator).__name__ not in _ALLOCATORS:
-        return f"allocators of kind {type(allocator).__name__} are not covered"
+    for part in (allocator, *parts_of(allocator)):
+        if type(part).__name__ not in _ALLOCATORS:
+            return f"allocators of kind {type(part).__name__} are not covered"
+    if getattr(allocator, "_swa_req_ring", False):
+        return "sliding windows in rings by request are not covered"
     return None
 
 

@@ -24,13 +24,17 @@ class StepCheck:
     each page that a batch reads or writes must lie in an extent that is COMMITTED on its rank.
     """
 
-    def __init__(self, pager: _C.Pager, row: _C.Row, page_size: int) -> None:
-        """`row` is that of the rank whose `pager` it is."""
+    def __init__(
+        self, pager: _C.Pager, row: _C.Row, page_size: int, slots: torch.Tensor | None = None
+    ) -> None:
+        """`row` is that of the rank whose `pager` it is. `slots`: where the cache's slots are
+        others than those of the engine's table, by these; 0 for none."""
         facts = row.describe()
         self._pager = pager
         self._row = row
         self._rank = facts["rank"]
         self._page_size = page_size
+        self._slots_by = slots
         self._slots_per_extent = facts["blocks_per_extent"] * page_size
         self._slots = facts["num_blocks"] * page_size
         self._extents = facts["num_extents"]
@@ -45,6 +49,8 @@ class StepCheck:
             return
         slots = self._slots_of(batch)
         new = batch.out_cache_loc
+        if new is not None:
+            new = self._translated(new)
         if new is not None and new.unique().numel() != new.numel():
             raise SanityError(step, f"rank {self._rank}: a slot was handed out twice")
         inside = bool(((slots >= 0) & (slots < self._slots)).all())
@@ -62,7 +68,10 @@ class StepCheck:
         longest = int(lengths.max())
         table = batch.req_to_token_pool.req_to_token[batch.req_pool_indices, :longest]
         there = torch.arange(longest, device=table.device) < lengths[:, None]
-        return torch.where(there, table, 0).to(torch.int64)
+        return self._translated(torch.where(there, table, 0).to(torch.int64))
+
+    def _translated(self, slots: torch.Tensor) -> torch.Tensor:
+        return slots if self._slots_by is None else self._slots_by[slots]
 
     def _touched(self, slots: torch.Tensor, new: torch.Tensor | None) -> torch.Tensor:
         """Flags of the extents that a batch reads or writes."""

@@ -134,6 +134,9 @@ class Pool {
   /// Tells that so many free blocks are promised to a request that will take them unasked: they
   /// stay free until told otherwise, whoever waits for memory.
   void promise(std::uint32_t blocks) noexcept { promised_blocks_ = blocks; }
+  /// Until told otherwise no release leaves fewer than so many blocks with memory, used ones
+  /// included: for an engine that has offered them to others for later batches.
+  void hold_at_least(std::uint32_t blocks) noexcept { held_blocks_ = blocks; }
   /// Sleeps until what was refused may be had, or `deadline`.
   void wait_for_memory(Clock::time_point deadline);
 
@@ -175,6 +178,7 @@ class Pool {
   void report();
   void answer_pressure();
   void release_drained();
+  [[nodiscard]] bool may_go(Row::Request unit) const noexcept;
   void drain(std::uint32_t extents);
   void recall_promised();
   void set_draining(Row::Request unit, bool draining);
@@ -199,6 +203,7 @@ class Pool {
   std::uint32_t withheld_ = 0;
   std::uint32_t keep_blocks_ = 0;
   std::uint32_t promised_blocks_ = 0;
+  std::uint32_t held_blocks_ = 0;
   std::uint32_t asked_blocks_ = 0;
   std::uint32_t demanded_blocks_ = 0;
   std::uint32_t kept_by_engine_ = 0;

@@ -325,7 +325,7 @@ void Pool::balance(bool idle) {
       const std::uint32_t first = extents_.highest_empty();
       if (first == ExtentTable::kNone) break;
       const Row::Request unit = extents_.unit_of(first);
-      if (free_.count() < promised_blocks_ + extents_.blocks_in(unit)) break;
+      if (!may_go(unit) || free_.count() < promised_blocks_ + extents_.blocks_in(unit)) break;
       // A busy engine would ask for the rest of a larger unit again in its next step.
       if (!idle && owed == 0 && unit.count > excess) break;
       withdraw(unit);

@@ -67,10 +67,16 @@ void Pool::release_drained() {
        extent < extents_.num_extents() && draining_extents_ > 0; ++extent) {
     if (draining_[extent] == 0 || used_in_unit_[extent] + cached_in_unit_[extent] != 0) continue;
     const Row::Request unit = extents_.unit_of(extent);
+    if (!may_go(unit)) continue;
     withdraw(unit);
     extents_.release(extent);
     given_ += unit.count;
   }
+}
+
+// Whether a unit's release leaves as much as is to be held.
+bool Pool::may_go(Row::Request unit) const noexcept {
+  return extents_.usable_blocks() >= held_blocks_ + extents_.blocks_in(unit);
 }
 
 void Pool::drain(std::uint32_t extents) {
