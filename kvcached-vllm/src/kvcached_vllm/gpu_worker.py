@@ -8,10 +8,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import torch
-from vllm.config import get_layers_from_vllm_config
-from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
 from vllm.v1.worker.gpu_worker import Worker
-from vllm.v1.worker.utils import select_common_block_size
 
 from kvcached_vllm import say_once
 from kvcached_vllm.attach import settings
@@ -109,6 +106,11 @@ class ElasticGPUWorker(ElasticWorker, Worker):  # type: ignore[misc]
         return packed(config)
 
     def _kernels_take_whole_blocks(self, config: KVCacheConfig) -> bool:
+        # Of versions that pack blocks, as can_pack() has found; older ones have it elsewhere.
+        from vllm.config import get_layers_from_vllm_config
+        from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
+        from vllm.v1.worker.utils import select_common_block_size
+
         layers = get_layers_from_vllm_config(self.vllm_config, AttentionLayerBase)
         for group in config.kv_cache_groups:
             names = [name for name in group.layer_names if name in layers]
