@@ -54,9 +54,12 @@ IN_MANY_PROCESSES = {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
 
 
 def cpu_surroundings() -> dict[str, str]:
-    """What bounds the cache where vLLM's CPU worker knows no `kv_cache_memory_bytes` (up to 0.19):
-    whole GiB, so the cache is larger there, and the tests' bounds do not depend on it."""
-    return {"VLLM_CPU_KVCACHE_SPACE": "1"}
+    """What an engine on a CPU wants beside its options where its version is not the usual one.
+
+    Up to 0.19 the CPU worker knows no `kv_cache_memory_bytes`: whole GiB bound the cache there. In
+    0.20 a worker that is bound to no core fails (v1 utils/ompmultiprocessing.py).
+    """
+    return {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "0"}
 
 
 @dataclass(frozen=True)

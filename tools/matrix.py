@@ -31,12 +31,10 @@ RESULTS = ROOT / "kvcached-vllm/src/kvcached_vllm/results"
 WHOLE = ("integration-tests", "-m", "contract")
 """Every contract test, whole engines among them."""
 WITHOUT_ENGINE = (
-    "integration-tests/test_contract.py",
+    "kvcached-vllm/tests/test_contract.py",
     "kvcached-vllm/tests/test_real_scheduler.py",
-    "-k",
-    "test_the_contract_holds or test_real_scheduler",
 )
-"""The seams, and vLLM's scheduler, block pool and KV cache manager over our pool."""
+"""The sources, and vLLM's scheduler, block pool and KV cache manager over our pool."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +56,11 @@ def run(minor: str, with_engine: bool) -> int:
     if (refusal := versions.reason(version)) is not None:
         # Too old, or a seam is missing: there is nothing to run.
         levels = {"cpu": versions.REFUSED, "cuda": versions.REFUSED}
-        reason = "; ".join(contract.broken(contract.installed())) or refusal
+        sources = contract.installed()
+        lines = [
+            line for where in (None, "cpu", "cuda") for line in contract.broken(sources, where)
+        ]
+        reason = "; ".join(lines) or refusal
         _write(minor, versions.Result(version, levels, reason, date=_today()))
         return 0
     tests = _pytest(WHOLE if with_engine else WITHOUT_ENGINE)

@@ -81,6 +81,22 @@ def test_what_an_engine_has_changed_is_named(
     assert all("\n" not in line for line in lines)
 
 
+@pytest.mark.parametrize(
+    ("file", "device"), [("cpu_attn", "cpu"), ("flash_attn", "cuda"), ("flashinfer", "cuda")]
+)
+def test_attention_that_keeps_keys_apart_from_values_is_named(
+    tmp_path: Path, file: str, device: str
+) -> None:
+    folder = tmp_path / "v1/attention/backends"
+    folder.mkdir(parents=True)
+    shape = "class Backend:\n    def get_kv_cache_shape(num_blocks):\n        return {}, 3\n"
+    for outermost, named in (("2, num_blocks", True), ("num_blocks, 2", False)):
+        (folder / f"{file}.py").write_text(shape.format(outermost))
+        lines = contract.broken(contract.Sources(tmp_path), device)
+        found = [line for line in lines if "all keys lie before all values" in line]
+        assert bool(found) == named
+
+
 def test_an_allocation_that_is_made_another_way_is_named(
     changed: Callable[[str, str, str], list[str]],
 ) -> None:

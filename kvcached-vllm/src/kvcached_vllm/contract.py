@@ -230,6 +230,28 @@ def _layers_of_tensors(sources: Sources) -> str | None:
     return f"KVCacheTensor describes its layers in a new way ({path})"
 
 
+def _whole_pages(*files: str) -> Callable[[Sources], str | None]:
+    """A block's keys and values lie together: the block is the outermost dimension of the cache's
+    shape, where attention still names one (up to 0.28; since 0.29 there are strides)."""
+
+    def check(sources: Sources) -> str | None:
+        for path in (f"v1/attention/backends/{file}.py" for file in files):
+            module = sources.module(path)
+            shapes = (
+                node
+                for node in ast.walk(module or ast.Module([], []))
+                if isinstance(node, ast.FunctionDef) and node.name == "get_kv_cache_shape"
+            )
+            for node in (each for shape in shapes for each in ast.walk(shape)):
+                if isinstance(node, ast.Return) and isinstance(node.value, ast.Tuple):
+                    outermost = node.value.elts[0]
+                    if isinstance(outermost, ast.Constant) and outermost.value == 2:
+                        return f"all keys lie before all values ({path})"
+        return None
+
+    return check
+
+
 def _parameters(function: ast.FunctionDef) -> set[str]:
     given = function.args
     return {each.arg for each in (*given.posonlyargs, *given.args, *given.kwonlyargs)}
@@ -369,6 +391,12 @@ SEAMS = (
     Seam(
         "the allocation of the cache",
         _zeros("v1/worker/utils.py", "v1/worker/gpu_model_runner.py"),
+    ),
+    Seam("where a block's keys and values lie on a CPU", _whole_pages("cpu_attn"), "cpu"),
+    Seam(
+        "where a block's keys and values lie on a GPU",
+        _whole_pages("flash_attn", "triton_attn", "flashinfer"),
+        "cuda",
     ),
     Seam(
         "the GPU worker's warm-up and sleep",

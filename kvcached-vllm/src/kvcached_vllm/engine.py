@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
+    import torch
     from vllm.config import ParallelConfig, SchedulerConfig, VllmConfig
     from vllm.v1.core.block_pool import BlockPool
     from vllm.v1.core.sched.output import CachedRequestData, SchedulerOutput
@@ -136,6 +137,13 @@ def resumed(cached: CachedRequestData) -> Collection[str]:
 
 
 # -- Workers ----------------------------------------------------------------------------------
+
+
+def device_of(worker: Any) -> torch.device:
+    """The device of a worker that has initialised it. Up to 0.22 a CPU worker's model runner alone
+    knows."""
+    device: torch.device | None = worker.device
+    return worker.model_runner.device if device is None else device
 
 
 def memory_of_cpu_node() -> Any | None:
