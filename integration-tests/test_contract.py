@@ -18,7 +18,8 @@ import engine
 from comparison import assert_same
 from engine import Outcome, Scenario
 from footprint import Geometry
-from kvcached_vllm import contract
+
+contract = pytest.importorskip("kvcached_vllm.contract", reason="kvcached-vllm is not installed")
 
 pytestmark = pytest.mark.contract
 
@@ -63,7 +64,7 @@ def limited(model: Path, run_elastic: Callable[..., Outcome]) -> Outcome:
 
 
 @pytest.mark.parametrize("seam", contract.SEAMS, ids=lambda seam: seam.name)
-def test_the_contract_holds(seam: contract.Seam) -> None:
+def test_the_contract_holds(seam: Any) -> None:
     assert seam.check(contract.installed()) is None
 
 

@@ -19,9 +19,10 @@ MANAGER = "v1/core/kv_cache_manager.py"
 def changed(tmp_path: Path) -> Callable[[str, str, str], list[str]]:
     """Breaks a copy of the installed vLLM's file by a regular expression; what is said then."""
     root = contract.installed()._root
-    for folder in ("platforms", "v1/core", "v1/worker", "distributed"):
+    for folder in ("platforms", "config", "v1/core", "v1/worker", "distributed"):
         shutil.copytree(root / folder, tmp_path / folder, ignore=_all_but_sources)
-    shutil.copy(root / "v1/kv_cache_interface.py", tmp_path / "v1")
+    for file in ("kv_cache_interface", "request"):
+        shutil.copy(root / f"v1/{file}.py", tmp_path / "v1")
 
     def change(path: str, pattern: str, replacement: str) -> list[str]:
         file = tmp_path / path
@@ -46,6 +47,13 @@ def test_the_installed_engine_is_as_it_should_be() -> None:
 @pytest.mark.parametrize(
     ("path", "pattern", "replacement", "said"),
     [
+        (
+            "platforms/__init__.py",
+            "builtin_platform_plugins",
+            "known",
+            "no builtin_platform_plugins",
+        ),
+        ("config/parallel.py", r"\bworker_cls\b", "worker", "ParallelConfig has no worker_cls"),
         (SCHEDULER, r"class Scheduler\b", "class Planner", "no class Scheduler"),
         (SCHEDULER, r"def schedule\(", "def plan(", "Scheduler has no method schedule()"),
         (SCHEDULER, r"\bfinished_status\b", "why", "finish_requests() has no parameter"),

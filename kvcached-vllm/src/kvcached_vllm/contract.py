@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterator
 
 #: What an elastic free queue offers (kvcached._C.BlockQueue).
 QUEUE_METHODS = frozenset(
@@ -252,6 +252,20 @@ def _whole_pages(*files: str) -> Callable[[Sources], str | None]:
     return check
 
 
+def _platforms(sources: Sources) -> str | None:
+    path = "platforms/__init__.py"
+    module = sources.module(path)
+    targets = (
+        target
+        for node in (module.body if module else ())
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+    )
+    if any(_name(target) == "builtin_platform_plugins" for target in targets):
+        return None
+    return f"no builtin_platform_plugins in {path}"
+
+
 def _parameters(function: ast.FunctionDef) -> set[str]:
     given = function.args
     return {each.arg for each in (*given.posonlyargs, *given.args, *given.kwonlyargs)}
@@ -269,16 +283,24 @@ def _name(node: Any) -> str | None:
     return node.id if isinstance(node, ast.Name) else None
 
 
-def names() -> Iterable[str]:
-    """The seams' names."""
-    return (seam.name for seam in SEAMS)
-
-
 _SCHEDULER = "v1/core/sched/scheduler.py"
 _GPU_WORKER = "v1/worker/gpu_worker.py"
 
 SEAMS = (
-    Seam("the platforms vLLM chooses from", _has("platforms/interface.py", "Platform")),
+    Seam("the platforms that vLLM chooses from", _platforms),
+    Seam(
+        "the scheduler option",
+        _has("config/scheduler.py", "SchedulerConfig", "scheduler_cls"),
+    ),
+    Seam("the worker option", _has("config/parallel.py", "ParallelConfig", "worker_cls")),
+    Seam(
+        "a request",
+        _has(
+            "v1/request.py",
+            "Request",
+            *("request_id", "status", "num_tokens", "num_computed_tokens"),
+        ),
+    ),
     Seam(
         "the hook after which a configuration is settled",
         _has("platforms/interface.py", "Platform", check_and_update_config=("vllm_config",)),
