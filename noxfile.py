@@ -26,8 +26,9 @@ LINT = ("ruff==0.17.6", "mypy==2.4.1", "types-psutil", "nox")
 # Every version of an engine that the matrix runs. 0.33 has no CPU build: its Python alone.
 VLLM_VERSIONS = (
     *("0.33", "0.32", "0.31", "0.30", "0.29", "0.28", "0.27", "0.26", "0.25", "0.24", "0.23"),
-    *("0.22", "0.20", "0.17", "0.14", "0.11", "0.10", "0.9"),
 )
+# Refused: only their sources are fetched, and say why.
+REFUSED_VLLM_VERSIONS = ("0.22", "0.20", "0.17", "0.14", "0.11", "0.10", "0.9")
 SGLANG_VERSIONS = ("0.5.23", "0.5.14")
 OTHER_SGLANG_VERSIONS = ("0.5.20", "0.5.17", "0.5.12.post1", "0.5.11", "0.5.10.post1", "0.5.9")
 # What the checked code imports and mypy follows; engines and PyTorch it does not.
@@ -169,7 +170,10 @@ def vllm(session: nox.Session) -> None:
 @nox.parametrize(
     "engine, version",
     [
-        *(nox.param("vllm", each, id=f"vllm-{each}") for each in VLLM_VERSIONS),
+        *(
+            nox.param("vllm", each, id=f"vllm-{each}")
+            for each in (*VLLM_VERSIONS, *REFUSED_VLLM_VERSIONS)
+        ),
         *(
             nox.param("sglang", each, id=f"sglang-{each}")
             for each in (*SGLANG_VERSIONS, *OTHER_SGLANG_VERSIONS)
@@ -188,7 +192,9 @@ def matrix(session: nox.Session, engine: str, version: str) -> None:
     # So that what came of it last time decides nothing.
     session.install("--no-deps", "./kvcached-vllm")
     session.run("python", "-m", "tools.matrix", "forget", version)
-    _vllm_environment(session, "integration-tests/requirements.txt", version=version)
+    refused = version in REFUSED_VLLM_VERSIONS
+    needs = () if refused else ("integration-tests/requirements.txt",)
+    _vllm_environment(session, *needs, version=version)
     whole = () if version != "0.33" else ("--without-engine",)
     session.run("python", "-m", "tools.matrix", "run", version, *whole)
 
