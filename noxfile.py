@@ -25,6 +25,14 @@ nox.options.error_on_missing_interpreters = True
 
 CLANG_FORMAT = "clang-format==23.1.5"
 LINT = ("ruff==0.17.6", "mypy==2.4.1", "types-psutil", "nox")
+# Every version of an engine that the matrix runs. 0.33 has no CPU build: its Python alone.
+VLLM_VERSIONS = (
+    *("0.33", "0.32", "0.31", "0.30", "0.29", "0.28", "0.27", "0.26", "0.25", "0.24", "0.23"),
+)
+# Refused: only their sources are fetched, and say why.
+REFUSED_VLLM_VERSIONS = ("0.22", "0.20", "0.17", "0.14", "0.11", "0.10", "0.9")
+SGLANG_VERSIONS = ("0.5.23", "0.5.14")
+OTHER_SGLANG_VERSIONS = ("0.5.20", "0.5.17", "0.5.12.post1", "0.5.11", "0.5.10.post1", "0.5.9")
 # What the checked code imports and mypy follows; engines and PyTorch it does not.
 TYPED = (
     "aiohttp",
@@ -85,7 +93,7 @@ def lint(session: nox.Session) -> None:
     session.run("mypy")
     # Folders of flat modules, as pytest imports them.
     for folder, path in (
-        ("integration-tests", "."),
+        ("integration-tests", ".:../kvcached-vllm/src"),
         ("integration-tests-sglang", ".:../integration-tests:../kvcached-sglang/src"),
     ):
         with session.chdir(folder):
@@ -130,14 +138,17 @@ def core(session: nox.Session) -> None:
     session.run("pytest", "-q", "kvcached-core/tests")
 
 
-def _vllm_environment(session: nox.Session, *requirements: str) -> None:
+def _vllm_environment(session: nox.Session, *requirements: str, version: str | None = None) -> None:
     """vLLM and our wheels in the session's environment. Minutes, the first time."""
     wheels = [wheel for wheel in _wheels(session) if "sglang" not in wheel]
     marker = Path(session.virtualenv.location) / "vllm-installed"
     if not marker.exists():
         python = str(Path(session.virtualenv.location) / "bin" / "python")
         log = str(BUILD / f"{session.name}-install.log")
-        session.run("python", "-m", "tools.vllm_environment", "--python", python, "--log", log)
+        options = ["--python", python, "--log", log]
+        if version is not None:
+            options += ["--version", version]
+        session.run("python", "-m", "tools.vllm_environment", *options)
         for file in requirements:
             session.install("-r", file)
         marker.touch()
@@ -157,6 +168,39 @@ def vllm(session: nox.Session) -> None:
     session.run("pytest", "-v", "--durations=10", "integration-tests", *arguments)
 
 
+@nox.session
+@nox.parametrize(
+    "engine, version",
+    [
+        *(
+            nox.param("vllm", each, id=f"vllm-{each}")
+            for each in (*VLLM_VERSIONS, *REFUSED_VLLM_VERSIONS)
+        ),
+        *(
+            nox.param("sglang", each, id=f"sglang-{each}")
+            for each in (*SGLANG_VERSIONS, *OTHER_SGLANG_VERSIONS)
+        ),
+    ],
+)
+def matrix(session: nox.Session, engine: str, version: str) -> None:
+    """The contract tests with one version of an engine: `nox -s "matrix(vllm-0.28)"`.
+
+    vLLM's results go to kvcached-vllm/src/kvcached_vllm/results/; `nox -s reference` makes
+    docs/compatibility.md of them. SGLang's sessions run its integration tests.
+    """
+    if engine == "sglang":
+        _real_sglang(session, version)
+        return
+    # So that what came of it last time decides nothing.
+    session.install("--no-deps", "./kvcached-vllm")
+    session.run("python", "-m", "tools.matrix", "forget", version)
+    refused = version in REFUSED_VLLM_VERSIONS
+    needs = () if refused else ("integration-tests/requirements.txt",)
+    _vllm_environment(session, *needs, version=version)
+    whole = () if version != "0.33" else ("--without-engine",)
+    session.run("python", "-m", "tools.matrix", "run", version, *whole)
+
+
 @nox.session(name="vllm-0.26", python="3.12")
 def vllm_026(session: nox.Session) -> None:
     """The contract with vLLM 0.26, over its real CUDA build, which loads without a GPU. Downloads
@@ -165,8 +209,9 @@ def vllm_026(session: nox.Session) -> None:
     wheels = [wheel for wheel in _wheels(session) if "sglang" not in wheel]
     session.install(*wheels)
     session.install("--force-reinstall", "--no-deps", *wheels)
-    tests = ("allocation", "coordinator", "kv_placement", "sanity", "supply", "warm_up")
-    files = [f"kvcached-vllm/tests/test_{name}.py" for name in (*tests, "working_memory")]
+    tests = ("allocation", "contract", "coordinator", "extent_layout", "kv_placement", "sanity")
+    others = ("supply", "versions", "warm_up", "working_memory")
+    files = [f"kvcached-vllm/tests/test_{name}.py" for name in (*tests, *others)]
     session.run("pytest", "-q", *files)
 
 
@@ -184,7 +229,7 @@ def sglang_core(session: nox.Session) -> None:
 
 
 @nox.session
-@nox.parametrize("version", ["0.5.23", "0.5.14"])
+@nox.parametrize("version", SGLANG_VERSIONS)
 def sglang(session: nox.Session, version: str) -> None:
     """Real SGLang on a CPU: its pools, allocators and whole engines. Not part of `nox` alone.
 
@@ -195,7 +240,7 @@ def sglang(session: nox.Session, version: str) -> None:
 
 
 @nox.session(name="sglang-others")
-@nox.parametrize("version", ["0.5.20", "0.5.17", "0.5.12.post1", "0.5.11", "0.5.10.post1", "0.5.9"])
+@nox.parametrize("version", OTHER_SGLANG_VERSIONS)
 def sglang_others(session: nox.Session, version: str) -> None:
     """The same with the other versions that are served."""
     _real_sglang(session, version)
@@ -253,11 +298,15 @@ def bench(session: nox.Session) -> None:
 
 @nox.session
 def reference(session: nox.Session) -> None:
-    """Regenerates docs/reference/settings.md and docs/metrics.md from the code."""
-    core = next(wheel for wheel in _wheels(session) if "core" in wheel)
-    session.install(f"{core}[telemetry]")
+    """Regenerates docs/reference/settings.md and docs/metrics.md from the code, and the tables of
+    docs/compatibility.md from the matrix's results."""
+    core, vllm = (
+        next(wheel for wheel in _wheels(session) if name in wheel) for name in ("core", "vllm")
+    )
+    session.install(f"{core}[telemetry]", vllm)
     session.run("python", "-m", "tools.settings_reference", "docs/reference/settings.md")
     session.run("python", "-m", "tools.metrics_reference", "docs/metrics.md")
+    session.run("python", "-m", "tools.compatibility_page", "docs/compatibility.md")
 
 
 # The core's wheel under every PyTorch that it serves. 3.12 has all of them; the other Pythons have

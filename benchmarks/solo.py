@@ -159,7 +159,7 @@ def main() -> int:
     add("--serving", choices=tuple(PROGRAMS), default="vllm")
     add("--model", default="tiny", help=models.NAMES)
     add("--pairs", type=int, default=3, help="engines of each kind, in turn")
-    add("--rounds", type=int, default=5, help="measured bursts of each engine")
+    add("--rounds", type=int, default=6, help="measured bursts of each engine")
     add("--requests", type=int, default=96, help="requests of a burst")
     add("--prompt-tokens", type=int, default=512, help="the longest prompt")
     add("--output-tokens", type=int, default=192, help="the longest output")
@@ -187,6 +187,10 @@ def main() -> int:
         options.steady_seconds = min(options.steady_seconds, 5)
     # Told to end, it ends its engine, removes its directory and reports the pairs that are there.
     signal.signal(signal.SIGTERM, _told_to_end)
+    if options.side_by_side:
+        for name in ("rounds", "steady_rounds"):
+            if getattr(options, name) % 2:
+                parser.error(f"--side-by-side compares two rounds together: an even --{name}")
     report = Report("solo", options)
     try:
         measure(report, options)

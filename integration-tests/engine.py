@@ -53,6 +53,15 @@ IN_ONE_PROCESS = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
 IN_MANY_PROCESSES = {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
 
 
+def cpu_surroundings() -> dict[str, str]:
+    """What an engine on a CPU wants beside its options where its version is not the usual one.
+
+    Up to 0.19 the CPU worker knows no `kv_cache_memory_bytes`: whole GiB bound the cache there. In
+    0.20 a worker that is bound to no core fails (v1 utils/ompmultiprocessing.py).
+    """
+    return {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "0"}
+
+
 @dataclass(frozen=True)
 class Scenario:
     """A function of `scenarios/`, by name, and its arguments."""

@@ -61,13 +61,15 @@ class Session:
         found: dict[str, Any] = {
             "ranks": config.parallel_config.world_size,
             "block_tokens": config.cache_config.block_size,
-            "model_runner": "V2" if config.use_v2_model_runner else "V1",
+            "model_runner": "V2" if getattr(config, "use_v2_model_runner", False) else "V1",
         }
         if self.scheduler is not None:
             cache = self.scheduler.kv_cache_config
             found["num_blocks"] = cache.num_blocks
-            found["layers"] = sum(len(tensor.layers) for tensor in cache.kv_cache_tensors)
-            found["block_bytes_per_layer"] = cache.kv_cache_tensors[0].block_stride
+            # The tiny models' layers are all alike, and none shares its cache with another.
+            found["layers"] = sum(len(group.layer_names) for group in cache.kv_cache_groups)
+            spec = cache.kv_cache_groups[0].kv_cache_spec
+            found["block_bytes_per_layer"] = spec.page_size_bytes
         return found
 
     def live_blocks(self) -> int:

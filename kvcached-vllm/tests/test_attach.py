@@ -117,6 +117,10 @@ def connector(config: Any) -> None:
     config.kv_transfer_config = KVTransferConfig(kv_connector="ExampleConnector", kv_role="kv_both")
 
 
+def offloading(config: Any) -> None:
+    config.cache_config.kv_offloading_size = 8.0
+
+
 def nodes(config: Any) -> None:
     config.parallel_config.nnodes = 2
 
@@ -143,6 +147,7 @@ def other_worker(config: Any) -> None:
 
 NOT_COVERED = [
     (connector, "the KV connector ExampleConnector is not covered"),
+    (offloading, "a KV connector for --kv-offloading-size is not covered"),
     (nodes, "an engine over several nodes is not covered"),
     (ray, "the executor 'ray' is not covered"),
     (sleep, "sleep mode is not covered"),

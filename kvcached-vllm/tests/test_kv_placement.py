@@ -16,9 +16,9 @@ from vllm.v1.kv_cache_interface import (
 )
 
 from kvcached import _C
+from kvcached_vllm import engine
 from kvcached_vllm.kv_layout import geometry_of, layout_of
 from kvcached_vllm.kv_placement import (
-    ONE_BUFFER,
     allocations_of,
     can_pack,
     packed,
@@ -26,7 +26,9 @@ from kvcached_vllm.kv_placement import (
     spans_of,
 )
 
-pytestmark = pytest.mark.skipif(ONE_BUFFER, reason="this vLLM describes one buffer")
+PACKS = engine.packs_blocks() and not engine.describes_one_buffer()
+
+pytestmark = pytest.mark.skipif(not PACKS, reason="no packed tensors in this vLLM")
 
 LAYERS = [f"layers.{number}.attn" for number in range(3)]
 BLOCKS = 64
@@ -37,7 +39,7 @@ def spec(**changes: object) -> FullAttentionSpec:
     return dataclasses.replace(made, **{"indexes_kv_by_block_stride": True, **changes})
 
 
-PAGE = 0 if ONE_BUFFER else spec().page_size_bytes
+PAGE = spec().page_size_bytes if PACKS else 0
 
 
 def config(kind: FullAttentionSpec) -> KVCacheConfig:

@@ -62,9 +62,9 @@ CASES: dict[str, dict[str, Any]] = {
     "required and off": {"env": {"KVCACHED_REQUIRED": "1", "ENABLE_KVCACHED": "no"}},
     "bad": {"env": {"ENABLE_KVCACHED": "maybe"}},
     "bad demand": {"env": {"ENABLE_KVCACHED": "off", "KVCACHED_REQUIRED": "maybe"}},
-    "old": {"version": "0.31.9"},
+    "old": {"version": "0.9.2"},
     "newest": {"version": "0.32.7rc1"},
-    "too new": {"version": "0.33.0"},
+    "unknown": {"version": "0.99.0"},
     "strange": {"version": "dev"},
     "required and old": {"version": "0.8.5", "env": {"KVCACHED_REQUIRED": "on"}},
     "cpu target": {"env": {"VLLM_TARGET_DEVICE": "cpu"}},
@@ -120,6 +120,8 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any
 
 ELASTIC = ["plain", "on", "empty", "required", "newest", "another not allowed"]
 ELASTIC += ["another that declines", "another that fails"]
+# Nobody ran these; the sources that are read are those of the version that is really installed.
+ELASTIC += ["unknown", "strange"]
 
 
 @pytest.mark.parametrize("case", ELASTIC)
@@ -136,9 +138,7 @@ def test_the_elastic_platform_is_named_without_a_word(
     ("case", "reason"),
     [
         ("off", "ENABLE_KVCACHED=false"),
-        ("old", "vLLM 0.31.9 is installed"),
-        ("too new", "vLLM 0.33.0 is installed"),
-        ("strange", "vLLM dev is installed"),
+        ("old", "vLLM 0.9.2 is installed; the oldest version that works is"),
         ("another", "the platform plugin 'another' is active"),
     ],
 )

@@ -13,8 +13,8 @@ namespace {
 
 /// A pool behind the interface of an engine's free queue: it hands out the engine's own block
 /// objects, which it finds by their index and knows by their `block_id` attribute. In a layout in
-/// which the pages of `layers` layers take turns, an extent's worth each, ids jump over those of the
-/// other layers.
+/// which the pages of `layers` layers take turns, an extent's worth each, ids jump over those of
+/// the other layers.
 class BlockQueue {
  public:
   BlockQueue(Pool& pool, nb::list blocks, std::uint32_t layers)

@@ -31,7 +31,8 @@ class EngineInfo:
     supported: str
     """The range of versions that work, as people read it."""
     level: str
-    """How well the installed version is known: "verified", "contract" or "refused"."""
+    """How well the installed version is known, as people read it: "verified on GPU", "verified on
+    CPU", "contract only"; "refused" where the engine runs vanilla, "absent" where there is none."""
 
 
 @dataclass(frozen=True)

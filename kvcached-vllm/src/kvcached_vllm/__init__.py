@@ -14,9 +14,6 @@ from multiprocessing import current_process
 
 __version__ = "0.1.0"
 
-#: The vLLM versions this package is tested with: major and minor numbers.
-SUPPORTED_VLLM = ((0, 26), (0, 32))
-
 SCHEDULER = "kvcached_vllm.scheduler.ElasticScheduler"
 CPU_WORKER = "kvcached_vllm.cpu_worker.ElasticCPUWorker"
 
@@ -61,28 +58,11 @@ def required() -> bool:
     return _flag("KVCACHED_REQUIRED", False)
 
 
-def supported_range() -> str:
-    """The supported vLLM versions as people read them."""
-    return " and ".join(f"{major}.{minor}" for major, minor in SUPPORTED_VLLM)
-
-
 def installed_vllm() -> str:
     """vLLM's version, asked of vLLM itself: its CPU build is another distribution."""
     from vllm.version import __version__ as version
 
     return str(version)
-
-
-def version_reason(version: str) -> str | None:
-    """Why this vLLM version is not served, or None."""
-    parts = version.split(".")
-    try:
-        number = (int(parts[0]), int(parts[1]))
-    except (IndexError, ValueError):
-        return f"vLLM {version} is installed; works with {supported_range()}"
-    if number in SUPPORTED_VLLM:
-        return None
-    return f"vLLM {version} is installed; this version of kvcached works with {supported_range()}"
 
 
 def _other_platform() -> str | None:
@@ -119,7 +99,9 @@ def peer_installed() -> str | None:
 
 def early_reason() -> str | None:
     """Why this process cannot be elastic whatever its configuration, or None."""
-    if (reason := version_reason(installed_vllm())) is not None:
+    from kvcached_vllm import versions
+
+    if (reason := versions.reason(installed_vllm())) is not None:
         return reason
     if (other := _other_platform()) is not None:
         return f"the platform plugin {other!r} is active, and vLLM takes one"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from kvcached import settings as kvcached_settings
 from kvcached import shm
-from kvcached_vllm import NotElastic, identity, say_once
+from kvcached_vllm import NotElastic, engine, identity, installed_vllm, say_once, versions
 from kvcached_vllm.cleanup import remove_rows_at_exit
 from kvcached_vllm.metrics import publish
 
@@ -46,7 +46,7 @@ def chosen_by_user(vllm_config: VllmConfig) -> str | None:
     To be asked before vLLM fills in its defaults.
     """
     scheduler = vllm_config.scheduler_config.scheduler_cls
-    if scheduler is not None and scheduler not in _OURS:
+    if not engine.is_default_scheduler(scheduler) and scheduler not in _OURS:
         return f"--scheduler-cls {scheduler}"
     worker = vllm_config.parallel_config.worker_cls
     if worker == "auto" or worker in _OURS:
@@ -64,13 +64,18 @@ def vanilla_reason(vllm_config: VllmConfig) -> str | None:
     worker = parallel.worker_cls
     if worker not in _WORKERS and worker not in _OURS:
         return f"the worker {worker} is not covered"
+    if (reason := versions.device_reason(installed_vllm(), _device(vllm_config))) is not None:
+        return reason
     if vllm_config.kv_transfer_config is not None:
         return f"the KV connector {vllm_config.kv_transfer_config.kv_connector} is not covered"
+    # vLLM makes a connector of it, and only after a platform was asked.
+    if getattr(vllm_config.cache_config, "kv_offloading_size", None):
+        return "a KV connector for --kv-offloading-size is not covered"
     if getattr(parallel, "nnodes", 1) > 1:
         return "an engine over several nodes is not covered"
     if parallel.distributed_executor_backend not in (None, "mp", "uni"):
         return f"the executor {parallel.distributed_executor_backend!r} is not covered"
-    if parallel.data_parallel_size > 1 and vllm_config.model_config.is_moe:
+    if parallel.data_parallel_size > 1 and engine.is_mixture_of_experts(vllm_config):
         return "a mixture of experts under data parallelism is not covered"
     if getattr(vllm_config, "diffusion_config", None) is not None:
         return "diffusion models are not covered"
@@ -79,6 +84,11 @@ def vanilla_reason(vllm_config: VllmConfig) -> str | None:
     if getattr(parallel, "enable_elastic_ep", False):
         return "elastic expert parallelism is not covered"
     return None
+
+
+def _device(vllm_config: VllmConfig) -> str:
+    worker = vllm_config.parallel_config.worker_cls
+    return "cpu" if "cpu_worker" in worker else "cuda"
 
 
 def _shared_memory_reason(wanted: kvcached_settings.Settings) -> str | None:
@@ -107,10 +117,12 @@ def attach(vllm_config: VllmConfig, user_choice: str | None) -> None:
         _vanilla_reasons.append(reason)
         say_once(f"kvcached: vanilla: {reason}")
         return
+    if (caution := versions.caution(installed_vllm(), _device(vllm_config))) is not None:
+        say_once(f"kvcached: {caution}")
     remove_rows_at_exit(vllm_config, wanted)
     publish(vllm_config, wanted)
     parallel = vllm_config.parallel_config
     parallel.worker_cls = _WORKERS.get(parallel.worker_cls, parallel.worker_cls)
-    vllm_config.scheduler_config.scheduler_cls = (
-        _ASYNC_SCHEDULER if vllm_config.scheduler_config.async_scheduling else _SCHEDULER
-    )
+    scheduler = vllm_config.scheduler_config
+    ahead = engine.schedules_asynchronously(scheduler)
+    scheduler.scheduler_cls = _ASYNC_SCHEDULER if ahead else _SCHEDULER

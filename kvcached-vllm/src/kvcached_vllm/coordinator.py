@@ -35,22 +35,23 @@ class _Elastic:
         num_tokens: int,
         new_computed_blocks: Any,
         *args: Any,
-        apply_admission_cap: bool = False,
         **kwargs: Any,
     ) -> int:
-        """vLLM's answer, less what need not be committed yet."""
+        """vLLM's answer, less what need not be committed yet.
+
+        vLLM says by `apply_admission_cap` that the admission gate asks, which came with 0.20.
+        """
         need: int = super().get_num_blocks_to_allocate(  # type: ignore[misc]
             request_id,
             num_tokens,
             new_computed_blocks,
             *args,
-            apply_admission_cap=apply_admission_cap,
             **kwargs,
         )
         if need <= 0:
             # Nearly every request of nearly every step: its last block has room.
             return need
-        if apply_admission_cap:
+        if kwargs.get("apply_admission_cap"):
             return self.kvcached.promise(need)
         return self.kvcached.provide(need, request_id, new_computed_blocks)
 

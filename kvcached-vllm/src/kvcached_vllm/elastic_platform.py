@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 import vllm.platforms
-from vllm.utils.import_utils import resolve_obj_by_qualname
 
 from kvcached_vllm.attach import attach, chosen_by_user
 
@@ -19,7 +19,7 @@ def _vanilla_platform() -> type[Platform]:
     found = [plugin() for plugin in vllm.platforms.builtin_platform_plugins.values()]
     names = [name for name in found if name is not None]
     name = names[0] if len(names) == 1 else "vllm.platforms.interface.UnspecifiedPlatform"
-    return resolve_obj_by_qualname(name)  # type: ignore[no-any-return]
+    return resolve_name(name)  # type: ignore[no-any-return]
 
 
 class _Elastic:

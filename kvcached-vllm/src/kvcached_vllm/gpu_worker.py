@@ -8,10 +8,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import torch
-from vllm.config import get_layers_from_vllm_config
-from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
 from vllm.v1.worker.gpu_worker import Worker
-from vllm.v1.worker.utils import select_common_block_size
 
 from kvcached_vllm import say_once
 from kvcached_vllm.attach import settings
@@ -43,6 +40,7 @@ class ElasticGPUWorker(ElasticWorker, Worker):  # type: ignore[misc]
     """vLLM's GPU worker, elastic."""
 
     # What vLLM's Worker has.
+    device: torch.device
     cache_config: Any
     model_runner: Any
     init_snapshot: Any
@@ -128,6 +126,9 @@ class ElasticGPUWorker(ElasticWorker, Worker):  # type: ignore[misc]
     def _may_be_by_extent(self, config: KVCacheConfig) -> bool:
         # Pipeline stages have layers of their own, and ids that every rank shares.
         alone = self.vllm_config.parallel_config.pipeline_parallel_size == 1
+        # vLLM notes a token's experts at its slot, in as many slots as the scheduler has blocks for
+        # (0.26 routed_experts_capturer.py, RoutedExpertsManager).
+        alone &= not getattr(self.vllm_config.model_config, "enable_return_routed_experts", False)
         names = {
             backend.get_name() for _, backends in self._backends(config) for backend in backends
         }
@@ -135,12 +136,18 @@ class ElasticGPUWorker(ElasticWorker, Worker):  # type: ignore[misc]
 
     def _backends(self, config: KVCacheConfig) -> Iterator[tuple[Any, list[Any]]]:
         """Each group with the attention backends of its layers."""
+        # Of versions that pack blocks, as can_pack() has found; older ones have it elsewhere.
+        from vllm.config import get_layers_from_vllm_config
+        from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
+
         layers = get_layers_from_vllm_config(self.vllm_config, AttentionLayerBase)
         for group in config.kv_cache_groups:
             names = [name for name in group.layer_names if name in layers]
             yield group, [layers[name].get_attn_backend() for name in names]
 
     def _kernels_take_whole_blocks(self, config: KVCacheConfig) -> bool:
+        from vllm.v1.worker.utils import select_common_block_size
+
         for group, backends in self._backends(config):
             names = group.layer_names
             size = group.kv_cache_spec.block_size

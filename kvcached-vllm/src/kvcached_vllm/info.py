@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kvcached.hooks import EngineInfo, hookimpl
-from kvcached_vllm import installed_vllm, supported_range, version_reason
+from kvcached_vllm import installed_vllm, versions
 
 
 @hookimpl
@@ -12,6 +12,9 @@ def kvcached_engine_info() -> EngineInfo:
     try:
         installed = installed_vllm()
     except ImportError:
-        return EngineInfo("vllm", None, supported_range(), "absent")
-    level = "refused" if version_reason(installed) else "verified"
-    return EngineInfo("vllm", installed, supported_range(), level)
+        return EngineInfo("vllm", None, versions.served_range(), "absent")
+    if versions.reason(installed) is not None:
+        return EngineInfo("vllm", installed, versions.served_range(), versions.REFUSED)
+    known = {versions.level(installed, device) for device in ("cpu", "cuda")}
+    best = next(level for level in versions.LEVELS if level in known)
+    return EngineInfo("vllm", installed, versions.served_range(), best)

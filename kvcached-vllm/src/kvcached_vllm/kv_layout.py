@@ -6,14 +6,10 @@ import math
 from typing import TYPE_CHECKING
 
 from vllm.distributed.utils import get_pp_indices
-from vllm.v1.kv_cache_interface import (
-    FullAttentionSpec,
-    KVCacheSpec,
-    SlidingWindowSpec,
-    UniformTypeKVCacheSpecs,
-)
+from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheSpec, SlidingWindowSpec
 
 from kvcached import _C
+from kvcached_vllm import engine
 from kvcached_vllm.kv_placement import Span, region_bytes, spans_of
 
 if TYPE_CHECKING:
@@ -28,10 +24,8 @@ _COVERED: tuple[type[KVCacheSpec], ...] = (FullAttentionSpec, SlidingWindowSpec)
 
 def _single_specs(specs: Iterable[KVCacheSpec]) -> Iterable[KVCacheSpec]:
     for spec in specs:
-        if isinstance(spec, UniformTypeKVCacheSpecs):
-            yield from spec.kv_cache_specs.values()
-        else:
-            yield spec
+        parts = engine.parts_of(spec)
+        yield from (spec,) if parts is None else parts.values()
 
 
 def uncovered_kind(specs: Iterable[KVCacheSpec]) -> str | None:
@@ -48,7 +42,7 @@ def config_reason(config: KVCacheConfig) -> str | None:
     kind = uncovered_kind(group.kv_cache_spec for group in config.kv_cache_groups)
     if kind is not None:
         return f"KV caches of kind {kind} are not covered"
-    if config.needs_kv_cache_zeroing:
+    if engine.zeroes_blocks(config):
         return "KV caches that vLLM zeroes block by block are not covered"
     if not config.kv_cache_tensors:
         return "the model has no KV cache"

@@ -12,7 +12,9 @@ import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vllm.v1.kv_cache_interface import KVCacheTensor, UniformTypeKVCacheSpecs
+from vllm.v1.kv_cache_interface import KVCacheTensor
+
+from kvcached_vllm import engine
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -25,9 +27,6 @@ if TYPE_CHECKING:
 Span = tuple[int, int, int, int]
 #: (offset, bytes) of one allocation within the region.
 Slice = tuple[int, int]
-
-#: Whether a tensor lists its layers with a stride between them (vLLM 0.29 and later).
-ONE_BUFFER = "layers" in KVCacheTensor.__dataclass_fields__
 
 
 @dataclass(frozen=True)
@@ -47,10 +46,8 @@ def spec_of(config: KVCacheConfig, layer: str) -> KVCacheSpec:
     """A layer's own specification. Raises KeyError for a layer of no group."""
     for group in config.kv_cache_groups:
         if layer in group.layer_names:
-            spec = group.kv_cache_spec
-            if isinstance(spec, UniformTypeKVCacheSpecs):
-                spec = spec.kv_cache_specs[layer]
-            return spec
+            parts = engine.parts_of(group.kv_cache_spec)
+            return group.kv_cache_spec if parts is None else parts[layer]
     raise KeyError(layer)
 
 
@@ -60,7 +57,7 @@ def spans_of(config: KVCacheConfig) -> list[Span]:
 
 
 def _spans(config: KVCacheConfig) -> Iterable[Span]:
-    if ONE_BUFFER:
+    if engine.describes_one_buffer():
         for tensor in config.kv_cache_tensors:
             for index, layer in enumerate(tensor.layers):
                 offset = tensor.offset + index * tensor.layer_stride
@@ -70,7 +67,7 @@ def _spans(config: KVCacheConfig) -> Iterable[Span]:
     for tensor in config.kv_cache_tensors:
         for layer in tensor.shared_by:
             page = spec_of(config, layer).page_size_bytes
-            if tensor.block_stride:
+            if _block_stride(tensor):
                 yield 0, tensor.offset, tensor.block_stride, page
             else:
                 yield 0, begin, page, page
@@ -80,7 +77,7 @@ def _spans(config: KVCacheConfig) -> Iterable[Span]:
 def allocations_of(config: KVCacheConfig) -> list[Slice]:
     """What vLLM will allocate for this configuration, in its order, as slices of the region."""
     tensors = config.kv_cache_tensors
-    if ONE_BUFFER or _packed(config):
+    if engine.describes_one_buffer() or _packed(config):
         return [(0, tensors[0].size)]
     slices = []
     begin = 0
@@ -97,18 +94,27 @@ def region_bytes(config: KVCacheConfig) -> int:
 
 
 def _packed(config: KVCacheConfig) -> bool:
-    return not ONE_BUFFER and any(tensor.block_stride for tensor in config.kv_cache_tensors)
+    if engine.describes_one_buffer():
+        return False
+    return any(_block_stride(tensor) for tensor in config.kv_cache_tensors)
+
+
+def _block_stride(tensor: KVCacheTensor) -> int:
+    return tensor.block_stride if engine.packs_blocks() else 0
 
 
 def can_pack(config: KVCacheConfig) -> bool:
     """Whether the layers of a block may be laid together where vLLM has them apart.
 
-    Before vLLM 0.29, whose workers offer the layouts instead. Every layer must find its pages by
+    In vLLM 0.24 to 0.28: before, no tensor can say so; from 0.29 on workers offer the layouts
+    instead. Every layer must find its pages by
     the stride between blocks (FlashAttention, Triton and FlashInfer do), and vLLM must not zero
     blocks itself: it takes the stride for the page's size (0.26 v1/worker/utils.py,
     KVBlockZeroer).
     """
-    if ONE_BUFFER or _packed(config) or config.needs_kv_cache_zeroing:
+    if engine.describes_one_buffer() or not engine.packs_blocks():
+        return False
+    if _packed(config) or engine.zeroes_blocks(config):
         return False
     specs = [
         spec_of(config, layer) for tensor in config.kv_cache_tensors for layer in tensor.shared_by

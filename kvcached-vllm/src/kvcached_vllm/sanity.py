@@ -7,7 +7,9 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import torch
-from vllm.v1.kv_cache_interface import SlidingWindowSpec, UniformTypeKVCacheSpecs
+from vllm.v1.kv_cache_interface import SlidingWindowSpec
+
+from kvcached_vllm import engine
 
 from kvcached_vllm.extent_layout import ids_of
 
@@ -76,17 +78,18 @@ class StepCheck:
 
     def _follow(self, plan: SchedulerOutput, step: int) -> dict[str, int]:
         """Takes a plan in; returns the requests that it computes and their tokens so far."""
-        for name in (*plan.finished_req_ids, *(plan.preempted_req_ids or ())):
+        for name in (*plan.finished_req_ids, *engine.preempted(plan)):
             self._requests.pop(name, None)
         computed = {}
         for new in plan.scheduled_new_reqs:
             self._requests[new.req_id] = _arrays(new.block_ids)
             computed[new.req_id] = new.num_computed_tokens
         cached = plan.scheduled_cached_reqs
+        resumed = engine.resumed(cached)
         for name, blocks, tokens in zip(
             cached.req_ids, cached.new_block_ids, cached.num_computed_tokens, strict=True
         ):
-            if name in cached.resumed_req_ids:
+            if name in resumed:
                 self._requests[name] = _arrays(blocks or ())
             elif name not in self._requests:
                 raise SanityError(
@@ -132,8 +135,8 @@ def _arrays(groups: Sequence[list[int]]) -> _Blocks:
 
 def _window_of(spec: Any) -> tuple[int, int]:
     """(tokens of the sliding window, or 0; tokens of a block) of a group."""
-    if isinstance(spec, UniformTypeKVCacheSpecs):
-        spec = next(iter(spec.kv_cache_specs.values()))
+    if (parts := engine.parts_of(spec)) is not None:
+        spec = next(iter(parts.values()))
     # A FullAttentionSpec may name a window, too: its blocks are kept all the same.
     window = spec.sliding_window if type(spec) is SlidingWindowSpec else 0
     return window, spec.block_size

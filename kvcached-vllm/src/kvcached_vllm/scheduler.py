@@ -17,7 +17,7 @@ from kvcached import _C
 from kvcached.policy import PolicyRunner
 from kvcached.sizes import format_size
 from kvcached.telemetry.reporter import EventReporter
-from kvcached_vllm import NotElastic, identity
+from kvcached_vllm import NotElastic, engine, identity
 from kvcached_vllm.attach import settings
 from kvcached_vllm.coordinator import Coordinators, elastic_coordinator
 from kvcached_vllm.extent_layout import BlockIds, ids_of
@@ -89,16 +89,22 @@ class _Elastic:
                 raise NotElastic(f"kvcached: KVCACHED_REQUIRED=true, but: {reason}")
             _log.warning("kvcached: vanilla: %s", reason)
             return None
+        rows = [_C.Row.attach(path).describe() for path in paths]
+        if len({row["layout"] for row in rows}) > 1:
+            # As on GPUs of several kinds: a block's id would be another one on each.
+            raise NotElastic(
+                "kvcached: the ranks have laid out their caches in several ways; set "
+                "KVCACHED_LAYOUT=layer"
+            )
         # Of the rank whose limit holds the fewest blocks: a pipeline's stages may differ.
-        facts = min((_C.Row.attach(path).describe() for path in paths), key=_limit_blocks)
+        facts = min(rows, key=_limit_blocks)
         page = facts["max_unit_extents"]  # what one driver call commits
         pool = _C.Pool(paths, wanted.min_reserved_pages * page, wanted.max_reserved_pages * page)
         self._check_longest_request(facts)
         manager = self.kv_cache_manager
         limit_blocks = _limit_blocks(facts)
-        watermark = self.vllm_config.scheduler_config.watermark
         # A share of what can be granted, not of the address space.
-        manager.watermark_blocks = int(watermark * limit_blocks)
+        manager.watermark_blocks = int(engine.watermark(self.vllm_config) * limit_blocks)
         cap = wanted.max_cached_tokens
         self._ids = ids_of(facts, self.kv_cache_config)
         supply = BlockSupply(
@@ -172,7 +178,7 @@ class _Elastic:
     def _foreseen(self, supply: BlockSupply) -> bool:
         """Whether all that this step can take is there: then nobody need be asked on the way."""
         ahead = self._lookahead
-        if ahead is None or (self._slots > 0 and self._anybody_waits):
+        if ahead is None or (self._slots > 0 and engine.anybody_waits(self)):
             return False
         return ahead.next_step <= supply.pool.num_unhashed
 
@@ -210,13 +216,8 @@ class _Elastic:
 
     @property
     def _slots(self) -> int:
-        """How many requests a step may admit: 0.32 has a bound of its own for that."""
-        most: int = getattr(self, "max_num_active_reqs", self.max_num_running_reqs)
-        return most - len(self.running)
-
-    @property
-    def _anybody_waits(self) -> bool:
-        return bool(self.waiting) or bool(getattr(self, "skipped_waiting", None))
+        """How many requests a step may admit."""
+        return engine.most_requests(self) - len(self.running)
 
     def _blocks_of_prompts(self) -> int:
         """Blocks that prompts still take: of running requests, and of waiting ones for which there

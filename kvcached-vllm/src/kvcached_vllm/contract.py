@@ -1,0 +1,439 @@
+"""What vLLM must have for its cache to be elastic, checked in vLLM's sources without running them.
+
+Each :class:`Seam` is one extension point, or one thing that vLLM promises nowhere and that is built
+on all the same. Sources are parsed, not imported: vLLM's platform plugin asks before vLLM knows its
+platform, and most of vLLM cannot be imported then. So this module also tells of a vLLM that lies
+unpacked on a machine where it cannot run. The standard library alone.
+
+A contract that holds says that the names are there, not that they mean what they meant: that is
+what the versions in ``results/`` were run for.
+"""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+#: What an elastic free queue offers (kvcached._C.BlockQueue).
+QUEUE_METHODS = frozenset(
+    (
+        *("popleft", "popleft_n", "remove", "append", "append_n", "prepend_n"),
+        *("get_all_free_blocks", "iter_blocks_after"),
+    )
+)
+
+
+class Sources:
+    """vLLM's modules, as files below one folder."""
+
+    def __init__(self, root: Path) -> None:
+        """`root` is the folder of the package vllm."""
+        self._root = root
+        self._parsed: dict[str, ast.Module | None] = {}
+
+    def module(self, path: str) -> ast.Module | None:
+        """A module by its path below the package, or None where there is none."""
+        if path not in self._parsed:
+            file = self._root / path
+            self._parsed[path] = ast.parse(file.read_bytes()) if file.is_file() else None
+        return self._parsed[path]
+
+    def type(self, path: str, name: str) -> Type | None:
+        """A class of a module, or None."""
+        module = self.module(path)
+        for node in module.body if module else ():
+            if isinstance(node, ast.ClassDef) and node.name == name:
+                return Type(node)
+        return None
+
+    def function(self, path: str, name: str) -> ast.FunctionDef | None:
+        """A function of a module, or None."""
+        module = self.module(path)
+        for node in module.body if module else ():
+            if isinstance(node, ast.FunctionDef) and node.name == name:
+                return node
+        return None
+
+    def paths(self, pattern: str) -> Iterator[str]:
+        """The modules whose path matches a glob pattern."""
+        for file in sorted(self._root.glob(pattern)):
+            yield str(file.relative_to(self._root))
+
+
+class Type:
+    """A class in a source."""
+
+    def __init__(self, node: ast.ClassDef) -> None:
+        self._node = node
+
+    @cached_property
+    def methods(self) -> dict[str, ast.FunctionDef]:
+        """Its own methods and properties, by name."""
+        return {node.name: node for node in self._node.body if isinstance(node, ast.FunctionDef)}
+
+    @cached_property
+    def attributes(self) -> set[str]:
+        """Its fields, its properties, and what its methods assign to ``self``."""
+        found = {
+            node.target.id
+            for node in self._node.body
+            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+        }
+        found.update(self.methods)
+        for node in ast.walk(self._node):
+            targets: list[ast.expr] = []
+            if isinstance(node, ast.Assign):
+                targets = node.targets
+            elif isinstance(node, ast.AnnAssign):
+                targets = [node.target]
+            for target in (each for one in targets for each in ast.walk(one)):
+                if isinstance(target, ast.Attribute) and _name(target.value) == "self":
+                    found.add(target.attr)
+        return found
+
+
+@dataclass(frozen=True)
+class Seam:
+    """One thing of vLLM's that an elastic cache is built on."""
+
+    name: str
+    check: Callable[[Sources], str | None]
+    """What is wrong, or None."""
+    device: str | None = None
+    """The kind of device that it matters on, or None for all."""
+
+
+def broken(sources: Sources, device: str | None = None) -> list[str]:
+    """What is wrong with each seam that does not hold, in one line each: those that matter on every
+    device, or on `device`."""
+    lines = ((seam, seam.check(sources)) for seam in SEAMS if seam.device == device)
+    return [f"{seam.name}: {wrong}" for seam, wrong in lines if wrong is not None]
+
+
+def installed() -> Sources:
+    """The vLLM of this environment. Raises ImportError where there is none."""
+    found = find_spec("vllm")
+    if found is None or not found.submodule_search_locations:
+        raise ImportError("vLLM is not installed")
+    return Sources(Path(next(iter(found.submodule_search_locations))))
+
+
+# -- Checks -----------------------------------------------------------------------------------
+
+
+def _has(
+    path: str, name: str, *attributes: str, **methods: tuple[str, ...]
+) -> Callable[[Sources], str | None]:
+    """A class with these attributes, and these methods with at least these parameters."""
+
+    def check(sources: Sources) -> str | None:
+        found = sources.type(path, name)
+        if found is None:
+            return f"no class {name} in {path}"
+        for attribute in attributes:
+            if attribute not in found.attributes:
+                return f"{name} has no {attribute} ({path})"
+        for method, parameters in methods.items():
+            if method not in found.methods:
+                return f"{name} has no method {method}() ({path})"
+            if lost := set(parameters) - _parameters(found.methods[method]):
+                return f"{name}.{method}() has no parameter {min(lost)} ({path})"
+        return None
+
+    return check
+
+
+def _functions(path: str, *names: str) -> Callable[[Sources], str | None]:
+    def check(sources: Sources) -> str | None:
+        lost = [name for name in names if sources.function(path, name) is None]
+        return f"no function {lost[0]}() in {path}" if lost else None
+
+    return check
+
+
+def _queue(sources: Sources) -> str | None:
+    """vLLM's free queue has no method that an elastic one lacks."""
+    path = "v1/core/kv_cache_utils.py"
+    found = sources.type(path, "FreeKVCacheBlockQueue")
+    if found is None:
+        return f"no class FreeKVCacheBlockQueue in {path}"
+    public = {name for name in found.methods if not name.startswith("_")}
+    if new := public - QUEUE_METHODS:
+        return f"FreeKVCacheBlockQueue has a new method {min(new)}() ({path})"
+    return None if "num_free_blocks" in found.attributes else "the queue has no num_free_blocks"
+
+
+def _free_count(sources: Sources) -> str | None:
+    """Whoever compares with the free count has asked the coordinator before, by the names that an
+    elastic coordinator knows; and nobody beside the KV cache manager compares."""
+    path = "v1/core/kv_cache_manager.py"
+    manager = sources.type(path, "KVCacheManager")
+    if manager is None:
+        return f"no class KVCacheManager in {path}"
+    for method in manager.methods.values():
+        count = _calls(method, "get_num_free_blocks")
+        asked = _calls(method, "get_num_blocks_to_allocate")
+        if count and not asked:
+            return f"KVCacheManager.{method.name}() looks at the free count by itself ({path})"
+        for call in asked:
+            names = {word.arg for word in call.keywords}
+            if not {"request_id", "num_tokens", "new_computed_blocks"} <= names:
+                return f"KVCacheManager.{method.name}() asks the coordinator another way ({path})"
+    for other in sources.paths("v1/core/sched/*.py"):
+        module = sources.module(other)
+        if module is not None and _calls(module, "get_num_free_blocks"):
+            return f"the scheduler looks at the free count by itself ({other})"
+    return None
+
+
+def _zeros(*patterns: str) -> Callable[[Sources], str | None]:
+    """The cache is allocated by ``torch.zeros(size, dtype=torch.int8, device=...)``."""
+
+    def check(sources: Sources) -> str | None:
+        for path in (path for pattern in patterns for path in sources.paths(pattern)):
+            module = sources.module(path)
+            assert module is not None
+            for call in _calls(module, "zeros"):
+                words = {word.arg: word.value for word in call.keywords}
+                kind = words.get("dtype")
+                if len(call.args) == 1 and isinstance(kind, ast.Attribute) and kind.attr == "int8":
+                    return None if "device" in words else f"allocated without a device ({path})"
+        return f"no torch.zeros(size, dtype=torch.int8, device=...) in {', '.join(patterns)}"
+
+    return check
+
+
+def _evictable(sources: Sources) -> str | None:
+    pool = sources.type("v1/core/block_pool.py", "BlockPool")
+    if pool is None:
+        return "no class BlockPool in v1/core/block_pool.py"
+    if not {"evict_blocks", "_maybe_evict_cached_block"} & set(pool.methods):
+        return "BlockPool has no way to evict a prefix (v1/core/block_pool.py)"
+    return None
+
+
+def _layers_of_tensors(sources: Sources) -> str | None:
+    path = "v1/kv_cache_interface.py"
+    tensor = sources.type(path, "KVCacheTensor")
+    if tensor is None:
+        return f"no class KVCacheTensor in {path}"
+    one_buffer = {"size", "layers", "layer_stride", "block_stride", "offset"}
+    if one_buffer <= tensor.attributes or {"size", "shared_by"} <= tensor.attributes:
+        return None
+    return f"KVCacheTensor describes its layers in a new way ({path})"
+
+
+def _whole_pages(*files: str) -> Callable[[Sources], str | None]:
+    """A block's keys and values lie together: the block is the outermost dimension of the cache's
+    shape, where attention still names one (up to 0.28; since 0.29 there are strides)."""
+
+    def check(sources: Sources) -> str | None:
+        for path in (f"v1/attention/backends/{file}.py" for file in files):
+            module = sources.module(path)
+            shapes = (
+                node
+                for node in ast.walk(module or ast.Module([], []))
+                if isinstance(node, ast.FunctionDef) and node.name == "get_kv_cache_shape"
+            )
+            for node in (each for shape in shapes for each in ast.walk(shape)):
+                if isinstance(node, ast.Return) and isinstance(node.value, ast.Tuple):
+                    outermost = node.value.elts[0]
+                    if isinstance(outermost, ast.Constant) and outermost.value == 2:
+                        return f"all keys lie before all values ({path})"
+        return None
+
+    return check
+
+
+def _platforms(sources: Sources) -> str | None:
+    path = "platforms/__init__.py"
+    module = sources.module(path)
+    targets = (
+        target
+        for node in (module.body if module else ())
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+    )
+    if any(_name(target) == "builtin_platform_plugins" for target in targets):
+        return None
+    return f"no builtin_platform_plugins in {path}"
+
+
+def _parameters(function: ast.FunctionDef) -> set[str]:
+    given = function.args
+    return {each.arg for each in (*given.posonlyargs, *given.args, *given.kwonlyargs)}
+
+
+def _calls(node: ast.AST, name: str) -> list[ast.Call]:
+    """The calls of a function or method of that name below a node."""
+    calls = (found for found in ast.walk(node) if isinstance(found, ast.Call))
+    return [call for call in calls if _name(call.func) == name]
+
+
+def _name(node: Any) -> str | None:
+    if isinstance(node, ast.Attribute):
+        return node.attr
+    return node.id if isinstance(node, ast.Name) else None
+
+
+_SCHEDULER = "v1/core/sched/scheduler.py"
+_GPU_WORKER = "v1/worker/gpu_worker.py"
+
+SEAMS = (
+    Seam("the platforms that vLLM chooses from", _platforms),
+    Seam(
+        "the scheduler option",
+        _has("config/scheduler.py", "SchedulerConfig", "scheduler_cls"),
+    ),
+    Seam("the worker option", _has("config/parallel.py", "ParallelConfig", "worker_cls")),
+    Seam(
+        "a request",
+        _has(
+            "v1/request.py",
+            "Request",
+            *("request_id", "status", "num_tokens", "num_computed_tokens"),
+        ),
+    ),
+    Seam(
+        "the hook after which a configuration is settled",
+        _has("platforms/interface.py", "Platform", check_and_update_config=("vllm_config",)),
+    ),
+    Seam(
+        "the scheduler's steps",
+        _has(
+            _SCHEDULER,
+            "Scheduler",
+            schedule=(),
+            update_from_output=("scheduler_output", "model_runner_output"),
+            make_stats=(),
+            shutdown=(),
+        ),
+    ),
+    Seam(
+        "how requests and prefixes leave",
+        _has(
+            _SCHEDULER,
+            "Scheduler",
+            finish_requests=("request_ids", "finished_status"),
+            reset_prefix_cache=(),
+        ),
+    ),
+    Seam(
+        "the scheduler's state",
+        _has(
+            _SCHEDULER,
+            "Scheduler",
+            *("vllm_config", "kv_cache_config", "kv_cache_manager", "requests", "running"),
+            *("waiting", "block_size", "max_model_len", "max_num_running_reqs"),
+            "max_num_scheduled_tokens",
+        ),
+    ),
+    Seam("the asynchronous scheduler", _has("v1/core/sched/async_scheduler.py", "AsyncScheduler")),
+    Seam(
+        "a step's plan",
+        _has(
+            "v1/core/sched/output.py",
+            "SchedulerOutput",
+            *("scheduled_new_reqs", "scheduled_cached_reqs", "num_scheduled_tokens"),
+            *("total_num_scheduled_tokens", "finished_req_ids"),
+        ),
+    ),
+    Seam(
+        "the coordinator's question",
+        _has(
+            "v1/core/kv_cache_coordinator.py",
+            "KVCacheCoordinator",
+            "block_pool",
+            get_num_blocks_to_allocate=("request_id", "num_tokens", "new_computed_blocks"),
+        ),
+    ),
+    Seam("who looks at the free count", _free_count),
+    Seam(
+        "the KV cache manager",
+        _has("v1/core/kv_cache_manager.py", "KVCacheManager", "coordinator", "block_pool"),
+    ),
+    Seam(
+        "the block pool",
+        _has(
+            "v1/core/block_pool.py",
+            "BlockPool",
+            *("blocks", "free_block_queue", "num_gpu_blocks", "null_block"),
+        ),
+    ),
+    Seam("the free queue", _queue),
+    Seam("eviction of prefixes", _evictable),
+    Seam(
+        "a block",
+        _has("v1/core/kv_cache_utils.py", "KVCacheBlock", "block_id", "ref_cnt", "is_null"),
+    ),
+    Seam("where layers lie", _layers_of_tensors),
+    Seam(
+        "the cache's configuration",
+        _has(
+            "v1/kv_cache_interface.py",
+            "KVCacheConfig",
+            *("num_blocks", "kv_cache_tensors", "kv_cache_groups"),
+        ),
+    ),
+    Seam(
+        "the kinds of cache",
+        lambda sources: (
+            _has("v1/kv_cache_interface.py", "KVCacheSpec", "page_size_bytes", "block_size")(
+                sources
+            )
+            or _has("v1/kv_cache_interface.py", "FullAttentionSpec")(sources)
+            or _has("v1/kv_cache_interface.py", "SlidingWindowSpec")(sources)
+        ),
+    ),
+    Seam("a pipeline's stages", _functions("distributed/utils.py", "get_pp_indices")),
+    Seam(
+        "the CPU worker",
+        _has("v1/worker/cpu_worker.py", "CPUWorker", determine_available_memory=(), init_device=()),
+        "cpu",
+    ),
+    Seam(
+        "the worker's calls",
+        _has(
+            _GPU_WORKER,
+            "Worker",
+            init_device=(),
+            determine_available_memory=(),
+            initialize_from_config=("kv_cache_config",),
+            execute_model=("scheduler_output",),
+            shutdown=(),
+        ),
+    ),
+    Seam(
+        "the allocation of the cache",
+        _zeros("v1/worker/utils.py", "v1/worker/gpu_model_runner.py"),
+    ),
+    Seam("where a block's keys and values lie on a CPU", _whole_pages("cpu_attn"), "cpu"),
+    Seam(
+        "where a block's keys and values lie on a GPU",
+        _whole_pages("flash_attn", "triton_attn", "flashinfer"),
+        "cuda",
+    ),
+    Seam(
+        "the GPU worker's warm-up and sleep",
+        _has(
+            _GPU_WORKER,
+            "Worker",
+            compile_or_warm_up_model=(),
+            sleep=("level",),
+            wake_up=("tags",),
+        ),
+        "cuda",
+    ),
+    Seam(
+        "how the GPU worker sizes its cache",
+        _has(_GPU_WORKER, "Worker", "init_snapshot", "requested_memory"),
+        "cuda",
+    ),
+)

@@ -1,0 +1,117 @@
+"""What is said of a vLLM whose sources are not as they were."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from kvcached_vllm import contract
+
+SCHEDULER = "v1/core/sched/scheduler.py"
+MANAGER = "v1/core/kv_cache_manager.py"
+
+
+@pytest.fixture
+def changed(tmp_path: Path) -> Callable[[str, str, str], list[str]]:
+    """Breaks a copy of the installed vLLM's file by a regular expression; what is said then."""
+    root = contract.installed()._root
+    for folder in ("platforms", "config", "v1/core", "v1/worker", "distributed"):
+        shutil.copytree(root / folder, tmp_path / folder, ignore=_all_but_sources)
+    for file in ("kv_cache_interface", "request"):
+        shutil.copy(root / f"v1/{file}.py", tmp_path / "v1")
+
+    def change(path: str, pattern: str, replacement: str) -> list[str]:
+        file = tmp_path / path
+        text, times = re.subn(pattern, replacement, file.read_text())
+        assert times, f"{path} has nothing like {pattern}"
+        file.write_text(text)
+        sources = contract.Sources(tmp_path)
+        return [*contract.broken(sources), *contract.broken(sources, "cuda")]
+
+    return change
+
+
+def _all_but_sources(folder: str, names: list[str]) -> set[str]:
+    return {name for name in names if not name.endswith(".py") and "." in name}
+
+
+def test_the_installed_engine_is_as_it_should_be() -> None:
+    sources = contract.installed()
+    assert [contract.broken(sources, device) for device in (None, "cpu", "cuda")] == [[], [], []]
+
+
+@pytest.mark.parametrize(
+    ("path", "pattern", "replacement", "said"),
+    [
+        (
+            "platforms/__init__.py",
+            "builtin_platform_plugins",
+            "known",
+            "no builtin_platform_plugins",
+        ),
+        ("config/parallel.py", r"\bworker_cls\b", "worker", "ParallelConfig has no worker_cls"),
+        (SCHEDULER, r"class Scheduler\b", "class Planner", "no class Scheduler"),
+        (SCHEDULER, r"def schedule\(", "def plan(", "Scheduler has no method schedule()"),
+        (SCHEDULER, r"\bfinished_status\b", "why", "finish_requests() has no parameter"),
+        (SCHEDULER, r"self\.running\b", "self.active", "Scheduler has no running"),
+        (
+            "v1/core/kv_cache_coordinator.py",
+            r"\bnew_computed_blocks\b",
+            "hits",
+            "get_num_blocks_to_allocate() has no parameter new_computed_blocks",
+        ),
+        (
+            "v1/core/kv_cache_utils.py",
+            r"def popleft_n\(",
+            "def pop_many(self, n):\n        ...\n\n    def popleft_n(",
+            "new method pop_many()",
+        ),
+        ("v1/core/block_pool.py", r"\bfree_block_queue\b", "free", "has no free_block_queue"),
+        ("v1/core/block_pool.py", r"def \w*evict\w*\(", "def drop(", "no way to evict"),
+        (MANAGER, r"get_num_blocks_to_allocate\(", "blocks_for(", "looks at the free count"),
+        ("v1/kv_cache_interface.py", r"\blayers: |\bshared_by: ", "names: ", "in a new way"),
+        ("v1/worker/gpu_worker.py", r"def wake_up\(", "def wake(", "has no method wake_up()"),
+    ],
+)
+def test_what_an_engine_has_changed_is_named(
+    changed: Callable[[str, str, str], list[str]],
+    path: str,
+    pattern: str,
+    replacement: str,
+    said: str,
+) -> None:
+    lines = changed(path, pattern, replacement)
+    assert any(said in line for line in lines), lines
+    assert all("\n" not in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("file", "device"), [("cpu_attn", "cpu"), ("flash_attn", "cuda"), ("flashinfer", "cuda")]
+)
+def test_attention_that_keeps_keys_apart_from_values_is_named(
+    tmp_path: Path, file: str, device: str
+) -> None:
+    folder = tmp_path / "v1/attention/backends"
+    folder.mkdir(parents=True)
+    shape = "class Backend:\n    def get_kv_cache_shape(num_blocks):\n        return {}, 3\n"
+    for outermost, named in (("2, num_blocks", True), ("num_blocks, 2", False)):
+        (folder / f"{file}.py").write_text(shape.format(outermost))
+        lines = contract.broken(contract.Sources(tmp_path), device)
+        found = [line for line in lines if "all keys lie before all values" in line]
+        assert bool(found) == named
+
+
+def test_an_allocation_that_is_made_another_way_is_named(
+    changed: Callable[[str, str, str], list[str]],
+) -> None:
+    lines: list[str] = []
+    for path in ("v1/worker/utils.py", "v1/worker/gpu_model_runner.py"):
+        try:
+            lines = changed(path, r"torch\.zeros\(", "torch.empty(")
+        except AssertionError:
+            continue
+    assert any("no torch.zeros" in line for line in lines), lines
