@@ -15,9 +15,10 @@ from vllm.v1.kv_cache_interface import (
 )
 
 from kvcached import _C
+from kvcached_vllm import engine
 from kvcached_vllm.extent_layout import BlockIds, by_extent, fits, least_extent_bytes
 from kvcached_vllm.kv_layout import geometry_of
-from kvcached_vllm.kv_placement import ONE_BUFFER, packed
+from kvcached_vllm.kv_placement import packed
 
 BLOCKS_PER_EXTENT = 8
 BLOCKS = 64
@@ -40,7 +41,7 @@ def test_without_other_layers_an_id_is_the_blocks_number() -> None:
     assert [BlockIds(4).id_of(block) for block in range(9)] == list(range(9))
 
 
-earlier = pytest.mark.skipif(ONE_BUFFER, reason="this vLLM describes one buffer")
+earlier = pytest.mark.skipif(engine.describes_one_buffer(), reason="this vLLM describes one buffer")
 
 
 def spec() -> FullAttentionSpec:

@@ -10,7 +10,6 @@ import torch
 from vllm.v1.kv_cache_interface import SlidingWindowSpec
 
 from kvcached_vllm import engine
-
 from kvcached_vllm.extent_layout import ids_of
 
 if TYPE_CHECKING:
