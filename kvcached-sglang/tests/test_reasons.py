@@ -45,6 +45,7 @@ def test_a_plain_configuration_is_covered() -> None:
         ("disaggregation_mode", "decode", "PD disaggregation (decode)"),
         ("speculative_algorithm", "EAGLE", "speculative decoding (EAGLE)"),
         ("nnodes", 2, "several nodes"),
+        ("schedule_policy", "shortest-prefill-first", "the policy shortest-prefill-first"),
     ],
 )
 def test_an_option_that_is_not_covered_is_named(option: str, value: Any, said: str) -> None:
