@@ -132,7 +132,9 @@ def test_sliding_windows_in_a_hybrid_pool_change_no_answer(
     tmp_path: Path, run_elastic: Callable[..., Outcome], options: dict[str, Any]
 ) -> None:
     cohere = tiny_cohere.write(tmp_path)
-    scenarios = ("mixed", "long_prompts", "crowd")
+    # Without a radix cache SGLang makes the windows' pool the larger one, and long prompts do not
+    # fit into what is left.
+    scenarios = ("mixed", "crowd") if options else ("mixed", "long_prompts", "crowd")
     surroundings = {**tiny_cohere.SURROUNDINGS, **window_attention.installed(tmp_path / "plugin")}
     vanilla = engine.run(
         cohere, tmp_path / "engine", scenarios, {**surroundings, "ENABLE_KVCACHED": "false"}
