@@ -210,15 +210,6 @@ def _zeros(*patterns: str) -> Callable[[Sources], str | None]:
     return check
 
 
-def _evictable(sources: Sources) -> str | None:
-    pool = sources.type("v1/core/block_pool.py", "BlockPool")
-    if pool is None:
-        return "no class BlockPool in v1/core/block_pool.py"
-    if not {"evict_blocks", "_maybe_evict_cached_block"} & set(pool.methods):
-        return "BlockPool has no way to evict a prefix (v1/core/block_pool.py)"
-    return None
-
-
 def _layers_of_tensors(sources: Sources) -> str | None:
     path = "v1/kv_cache_interface.py"
     tensor = sources.type(path, "KVCacheTensor")
@@ -290,9 +281,13 @@ SEAMS = (
     Seam("the platforms that vLLM chooses from", _platforms),
     Seam(
         "the scheduler option",
-        _has("config/scheduler.py", "SchedulerConfig", "scheduler_cls"),
+        _has("config/scheduler.py", "SchedulerConfig", "scheduler_cls", "async_scheduling"),
     ),
-    Seam("the worker option", _has("config/parallel.py", "ParallelConfig", "worker_cls")),
+    Seam(
+        "the worker option",
+        _has("config/parallel.py", "ParallelConfig", "worker_cls", "data_parallel_index"),
+    ),
+    Seam("whether a model has experts", _has("config/model.py", "ModelConfig", "is_moe")),
     Seam(
         "a request",
         _has(
@@ -342,7 +337,15 @@ SEAMS = (
             "v1/core/sched/output.py",
             "SchedulerOutput",
             *("scheduled_new_reqs", "scheduled_cached_reqs", "num_scheduled_tokens"),
-            *("total_num_scheduled_tokens", "finished_req_ids"),
+            *("total_num_scheduled_tokens", "finished_req_ids", "preempted_req_ids"),
+        ),
+    ),
+    Seam(
+        "a plan's older requests",
+        _has(
+            "v1/core/sched/output.py",
+            "CachedRequestData",
+            *("req_ids", "resumed_req_ids", "new_block_ids", "num_computed_tokens"),
         ),
     ),
     Seam(
@@ -368,7 +371,10 @@ SEAMS = (
         ),
     ),
     Seam("the free queue", _queue),
-    Seam("eviction of prefixes", _evictable),
+    Seam(
+        "eviction of prefixes",
+        _has("v1/core/block_pool.py", "BlockPool", evict_blocks=("block_ids",)),
+    ),
     Seam(
         "a block",
         _has("v1/core/kv_cache_utils.py", "KVCacheBlock", "block_id", "ref_cnt", "is_null"),
@@ -396,6 +402,11 @@ SEAMS = (
     Seam(
         "the CPU worker",
         _has("v1/worker/cpu_worker.py", "CPUWorker", determine_available_memory=(), init_device=()),
+        "cpu",
+    ),
+    Seam(
+        "how a CPU worker sizes its cache",
+        _functions("utils/cpu_resource_utils.py", "get_memory_node_info", "get_allowed_cpu_list"),
         "cpu",
     ),
     Seam(

@@ -40,7 +40,6 @@ class ElasticGPUWorker(ElasticWorker, Worker):  # type: ignore[misc]
     """vLLM's GPU worker, elastic."""
 
     # What vLLM's Worker has.
-    device: torch.device
     cache_config: Any
     model_runner: Any
     init_snapshot: Any

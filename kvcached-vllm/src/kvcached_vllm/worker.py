@@ -11,7 +11,7 @@ import torch
 
 from kvcached import _C, hooks, shm
 from kvcached.sizes import format_size
-from kvcached_vllm import NotElastic, engine, identity, say_once
+from kvcached_vllm import NotElastic, identity, say_once
 from kvcached_vllm.allocation import RegionForZeros
 from kvcached_vllm.attach import settings
 from kvcached_vllm.kv_layout import (
@@ -42,9 +42,9 @@ class ElasticWorker:
 
     # What vLLM's Worker has.
     vllm_config: Any
+    device: torch.device
     rank: int
 
-    _device: torch.device
     _driver: _C.Driver | None = None
     _pager: _C.Pager | None = None
     _row: _C.Row | None = None
@@ -57,9 +57,8 @@ class ElasticWorker:
     def init_device(self) -> None:
         """vLLM's init_device(), then the device's driver."""
         super().init_device()  # type: ignore[misc]
-        self._device = engine.device_of(self)
         try:
-            self._driver = hooks.driver_for(self._device.type, self._device.index or 0)
+            self._driver = hooks.driver_for(self.device.type, self.device.index or 0)
         except _C.Error as error:
             self._stay_vanilla(f"no usable driver: {error}")
 
@@ -124,14 +123,14 @@ class ElasticWorker:
         self._pager = self._start_pager(placed, path, name)
         # vLLM ends its workers with a signal at times; shutdown() is not always called.
         atexit.register(self._pager.stop)
-        self._marks = LaunchMarks(self._pager, self._device)
+        self._marks = LaunchMarks(self._pager, self.device)
         if wanted.sanity_check:
             self._check = StepCheck(self._pager, _C.Row.attach(path), placed.config)
         region = self._region(self._pager)
         expected = [
             (size, functools.partial(region.narrow, 0, at, size)) for at, size in placed.slices
         ]
-        with RegionForZeros(expected, self._device) as mode:
+        with RegionForZeros(expected, self.device) as mode:
             super().initialize_from_config(placed.config)  # type: ignore[misc]
         if mode.unused:
             raise NotElastic(
@@ -199,7 +198,7 @@ class ElasticWorker:
 
     def _region(self, pager: _C.Pager) -> torch.Tensor:
         return torch.from_dlpack(
-            pager.region(0, _DLPACK_DEVICE[self._device.type], self._device.index or 0)
+            pager.region(0, _DLPACK_DEVICE[self.device.type], self.device.index or 0)
         )
 
     def execute_model(self, scheduler_output: SchedulerOutput) -> Any:
