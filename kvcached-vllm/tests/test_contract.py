@@ -77,6 +77,12 @@ def test_the_installed_engine_is_as_it_should_be() -> None:
             "def drop(",
             "BlockPool has no method evict_blocks()",
         ),
+        (
+            "v1/core/block_pool.py",
+            r"def get_one_block\(",
+            "def find(",
+            "BlockHashToBlockMap has no method get_one_block()",
+        ),
         (MANAGER, r"get_num_blocks_to_allocate\(", "blocks_for(", "looks at the free count"),
         ("v1/kv_cache_interface.py", r"\blayers: |\bshared_by: ", "names: ", "in a new way"),
         ("v1/worker/gpu_worker.py", r"def wake_up\(", "def wake(", "has no method wake_up()"),

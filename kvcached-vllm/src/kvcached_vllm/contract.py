@@ -376,6 +376,22 @@ SEAMS = (
         _has("v1/core/block_pool.py", "BlockPool", evict_blocks=("block_ids",)),
     ),
     Seam(
+        "the map of prefixes",
+        lambda sources: (
+            _has(
+                "v1/core/block_pool.py",
+                "BlockHashToBlockMap",
+                get_one_block=("key",),
+                pop=("key", "block_id"),
+            )(sources)
+            or _has(
+                "v1/core/block_pool.py",
+                "BlockPool",
+                *("cached_block_hash_to_block", "enable_kv_cache_events", "metrics_collector"),
+            )(sources)
+        ),
+    ),
+    Seam(
         "a block",
         _has("v1/core/kv_cache_utils.py", "KVCacheBlock", "block_id", "ref_cnt", "is_null"),
     ),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from vllm.v1.request import RequestStatus
 
 from kvcached import _C
+from kvcached_vllm import prefixes
 
 if TYPE_CHECKING:
     from vllm.v1.core.block_pool import BlockPool
@@ -52,6 +53,7 @@ class BlockSupply:
         self._max_cached = max_cached_blocks
         self._step = 0
         self._deadline = 0.0
+        self._linger = prefixes.may_linger(block_pool)
         self.short = False
         """Whether this step had to turn somebody away for want of memory."""
         self._adopt_queue()
@@ -64,7 +66,12 @@ class BlockSupply:
                 self.queue.remove(block)
         # BlockPool has no setter; the attribute is where its own code looks.
         self._block_pool.free_block_queue = self.queue
+        self._adopt_prefixes()
         self._settle()
+
+    def _adopt_prefixes(self) -> None:
+        if self._linger:
+            prefixes.adopt(self._block_pool, self.queue)
 
     def _settle(self) -> None:
         # vLLM derives what is used from this number less the free count.
@@ -117,11 +124,13 @@ class BlockSupply:
             self._drop(blocks)
 
     def _drop(self, blocks: list[int]) -> None:
-        self._block_pool.evict_blocks(set(blocks))
+        if not self._linger:
+            self._block_pool.evict_blocks(set(blocks))
         self.queue.forget(blocks)
 
     def forget_prefixes(self) -> None:
-        """Follows vLLM, which has dropped every prefix."""
+        """Follows vLLM, which has dropped every prefix and begun a new map of them."""
+        self._adopt_prefixes()
         self.queue.forget(self.pool.coldest(0))
 
     def promise(self, need: int) -> int:
