@@ -19,7 +19,7 @@ BUILD = ROOT / "build"
 PACKAGES = ("kvcached-core", "kvcached-vllm", "kvcached-sglang")
 
 nox.needs_version = ">=2024.10.9"
-nox.options.sessions = ["lint", "native", "sanitize", "core", "sglang-core", "vllm"]
+nox.options.sessions = ["lint", "native", "sanitize", "core", "sglang-core", "vllm", "contract"]
 nox.options.reuse_existing_virtualenvs = True
 nox.options.error_on_missing_interpreters = True
 
@@ -29,6 +29,7 @@ LINT = ("ruff==0.17.6", "mypy==2.4.1", "types-psutil", "nox")
 VLLM_VERSIONS = (
     *("0.33", "0.32", "0.31", "0.30", "0.29", "0.28", "0.27", "0.26", "0.25", "0.24", "0.23"),
 )
+OLDEST_VLLM_ON_CPU = "0.23"
 # Refused: only their sources are fetched, and say why.
 REFUSED_VLLM_VERSIONS = ("0.22", "0.20", "0.17", "0.14", "0.11", "0.10", "0.9")
 SGLANG_VERSIONS = ("0.5.23", "0.5.14")
@@ -113,12 +114,16 @@ def native(session: nox.Session) -> None:
 
 
 @nox.session
-@nox.parametrize("sanitizer", ["address", "undefined", "thread"])
+@nox.parametrize(
+    "sanitizer",
+    # The first two get on with each other.
+    [nox.param("address,undefined", id="address"), nox.param("thread", id="thread")],
+)
 def sanitize(session: nox.Session, sanitizer: str) -> None:
     """The C++ suites under AddressSanitizer, UBSan and ThreadSanitizer."""
     _configure_and_test(
         session,
-        f"sanitize-{sanitizer}",
+        f"sanitize-{sanitizer.partition(',')[0]}",
         "-DCMAKE_BUILD_TYPE=Debug",
         f"-DKVCACHED_SANITIZER={sanitizer}",
     )
@@ -158,13 +163,14 @@ def _vllm_environment(session: nox.Session, *requirements: str, version: str | N
 
 @nox.session
 def vllm(session: nox.Session) -> None:
-    """Real vLLM: contract tests and whole engines, the slow ones left to `vllm-slow`.
+    """The newest vLLM that serves on a CPU: whole engines under every load. Its contract tests are
+    left to `matrix`, the slow ones to `vllm-slow`.
 
     `nox -s vllm -- ARGUMENTS` passes arguments to pytest.
     """
     _vllm_environment(session, "integration-tests/requirements.txt")
     session.run("pytest", "-q", "kvcached-vllm/tests")
-    arguments = session.posargs or ["-m", "not slow"]
+    arguments = session.posargs or ["-m", "not slow and not contract"]
     session.run("pytest", "-v", "--durations=10", "integration-tests", *arguments)
 
 
@@ -185,20 +191,41 @@ def vllm(session: nox.Session) -> None:
 def matrix(session: nox.Session, engine: str, version: str) -> None:
     """The contract tests with one version of an engine: `nox -s "matrix(vllm-0.28)"`.
 
-    vLLM's results go to kvcached-vllm/src/kvcached_vllm/results/; `nox -s reference` makes
-    docs/compatibility.md of them. SGLang's sessions run its integration tests.
+    The results go to the engine's package, into its folder `results`; `nox -s reference` makes
+    the tables of docs/compatibility.md of them.
     """
-    if engine == "sglang":
-        _real_sglang(session, version)
-        return
     # So that what came of it last time decides nothing.
-    session.install("--no-deps", "./kvcached-vllm")
-    session.run("python", "-m", "tools.matrix", "forget", version)
+    sources = {"PYTHONPATH": str(ROOT / "kvcached-core/src")}
+    session.run("python", "-m", "tools.matrix", "forget", engine, version, env=sources)
+    if engine == "sglang":
+        _sglang_environment(session, version)
+        session.run("python", "-m", "tools.matrix", "run", engine, version)
+        return
     refused = version in REFUSED_VLLM_VERSIONS
     needs = () if refused else ("integration-tests/requirements.txt",)
     _vllm_environment(session, *needs, version=version)
     whole = () if version != "0.33" else ("--without-engine",)
-    session.run("python", "-m", "tools.matrix", "run", version, *whole)
+    session.run("python", "-m", "tools.matrix", "run", engine, version, *whole)
+
+
+@nox.session
+@nox.parametrize(
+    "engine, version",
+    [
+        nox.param("vllm", OLDEST_VLLM_ON_CPU, id=f"vllm-{OLDEST_VLLM_ON_CPU}"),
+        nox.param("sglang", SGLANG_VERSIONS[0], id=f"sglang-{SGLANG_VERSIONS[0]}"),
+        nox.param("sglang", OTHER_SGLANG_VERSIONS[-1], id=f"sglang-{OTHER_SGLANG_VERSIONS[-1]}"),
+    ],
+)
+def contract(session: nox.Session, engine: str, version: str) -> None:
+    """The contract tests with the oldest vLLM and the newest and the oldest SGLang that serve on a
+    CPU. They write nothing down, as `matrix` does; the newest vLLM is in `vllm`."""
+    if engine == "vllm":
+        _vllm_environment(session, "integration-tests/requirements.txt", version=version)
+        session.run("pytest", "-v", "integration-tests", "-m", "contract")
+    else:
+        _sglang_environment(session, version)
+        session.run("pytest", "-v", "integration-tests-sglang", "-m", "contract")
 
 
 @nox.session(name="vllm-0.26", python="3.12")
@@ -246,7 +273,8 @@ def sglang_others(session: nox.Session, version: str) -> None:
     _real_sglang(session, version)
 
 
-def _real_sglang(session: nox.Session, version: str) -> None:
+def _sglang_environment(session: nox.Session, version: str) -> None:
+    """SGLang and our wheels in the session's environment. Minutes, the first time."""
     wheels = [wheel for wheel in _wheels(session) if "vllm" not in wheel]
     marker = Path(session.virtualenv.location) / "sglang-installed"
     if not marker.exists():
@@ -258,6 +286,10 @@ def _real_sglang(session: nox.Session, version: str) -> None:
         marker.touch()
     session.install(*wheels)
     session.install("--force-reinstall", "--no-deps", *wheels)
+
+
+def _real_sglang(session: nox.Session, version: str) -> None:
+    _sglang_environment(session, version)
     session.run("pytest", "-q", "kvcached-sglang/tests")
     arguments = session.posargs or ["-m", "not slow"]
     session.run("pytest", "-v", "--durations=10", "integration-tests-sglang", *arguments)
@@ -300,10 +332,8 @@ def bench(session: nox.Session) -> None:
 def reference(session: nox.Session) -> None:
     """Regenerates docs/reference/settings.md and docs/metrics.md from the code, and the tables of
     docs/compatibility.md from the matrix's results."""
-    core, vllm = (
-        next(wheel for wheel in _wheels(session) if name in wheel) for name in ("core", "vllm")
-    )
-    session.install(f"{core}[telemetry]", vllm)
+    core, *engines = sorted(_wheels(session), key=lambda wheel: "core" not in wheel)
+    session.install(f"{core}[telemetry]", *engines)
     session.run("python", "-m", "tools.settings_reference", "docs/reference/settings.md")
     session.run("python", "-m", "tools.metrics_reference", "docs/metrics.md")
     session.run("python", "-m", "tools.compatibility_page", "docs/compatibility.md")

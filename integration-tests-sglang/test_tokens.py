@@ -37,6 +37,7 @@ def retractions(outcome: Outcome) -> int:
     return outcome.log.count("KV cache pool is full. Retract requests")
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("scenario", conftest.ROOMY)
 def test_with_room_all_answers_are_vanillas(
     vanilla: Outcome, roomy: Outcome, scenario: str
@@ -44,6 +45,7 @@ def test_with_room_all_answers_are_vanillas(
     assert_same(vanilla.scenarios[scenario].answers, roomy.scenarios[scenario].answers)
 
 
+@pytest.mark.contract
 def test_a_small_budget_retracts_and_changes_no_answer(
     model: Path, vanilla: Outcome, run_elastic: Callable[..., Outcome]
 ) -> None:

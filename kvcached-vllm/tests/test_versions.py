@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from kvcached.compatibility import LEVELS, REFUSED
 from kvcached_vllm import contract, versions
 
 REPOSITORY = Path(__file__).parents[2]
@@ -98,8 +99,8 @@ def test_every_recorded_result_says_what_it_must() -> None:
     assert versions.results()
     for number, result in versions.results().items():
         assert set(result.levels) == {"cpu", "cuda"}, number
-        assert set(result.levels.values()) <= set(versions.LEVELS), number
-        assert result.reason or versions.REFUSED not in result.levels.values(), number
+        assert set(result.levels.values()) <= set(LEVELS), number
+        assert result.reason or REFUSED not in result.levels.values(), number
         assert result.refused or (result.seconds and result.date and result.ran), number
         assert result.refused or number >= versions.OLDEST, number
 
