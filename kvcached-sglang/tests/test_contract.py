@@ -126,6 +126,20 @@ def test_the_maker_of_pools_has_what_we_read() -> None:
     assert not missing, f"{owner.__module__}.{owner.__name__} has no {', '.join(missing)}"
 
 
+def test_a_seed_that_sglang_draws_is_where_we_look_for_it() -> None:
+    from sglang.srt.server_args import ServerArgs
+
+    try:
+        from sglang.srt.arg_groups.serving_hook import declare_resolution
+    except ImportError:  # before 0.5.20: in the arguments themselves
+        assert "self.random_seed = random" in names_of(ServerArgs)
+        return
+    from sglang.srt.runtime_context import get_device
+
+    assert callable(declare_resolution)
+    assert callable(get_device)
+
+
 def test_requests_and_prefix_caches_have_what_we_read() -> None:
     from sglang.srt.managers.schedule_batch import Req
     from sglang.srt.mem_cache.base_prefix_cache import BasePrefixCache, EvictParams
