@@ -34,7 +34,8 @@ COLOURS = ("cyan", "magenta")
 LOG_PREFIX = re.compile(
     r"^(\(\w+ pid=\d+\) )?(\w+ +\d\d-\d\d [\d:]+ \[[^]]*\] )?(\[\d{4}-[-\d]+ [\d:]+[^]]*\] )?"
 )
-"""Which process of an engine wrote a line, when and where: not what someone waiting wants to read."""
+"""Which process of an engine wrote a line, when and where: nothing that someone waiting wants to
+read."""
 
 
 @final
