@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import os
 import platform
@@ -305,9 +306,13 @@ def vllm_slow(session: nox.Session) -> None:
 
 @nox.session
 def demo(session: nox.Session) -> None:
-    """The demo, in a fresh environment. `nox -s demo -- --model PATH_OR_NAME` for your model."""
-    wheels = [wheel for wheel in _wheels(session) if "sglang" not in wheel]
-    session.run("python", "-m", "demo.install", "--log", str(BUILD / "demo/install.log"), *wheels)
+    """The demo, in a fresh environment. `nox -s demo -- --model PATH_OR_NAME` for your model,
+    `-- --engine sglang` for SGLang, `-- --engine mixed` for a server of each engine."""
+    chosen = argparse.ArgumentParser(add_help=False)
+    chosen.add_argument("--engine", default="vllm")
+    engine = chosen.parse_known_args(session.posargs)[0].engine
+    options = ("--log", str(BUILD / "demo/install.log"), "--engine", engine)
+    session.run("python", "-m", "demo.install", *options, *_wheels(session))
     # After Ctrl-C it has servers to stop; nox would kill it half a second later.
     session.run(
         "python", "-m", "demo", *session.posargs, interrupt_timeout=60, terminate_timeout=60

@@ -46,6 +46,7 @@ SCHEDULER = (
     "running_batch",
     "running_mbs",
     "server_args",
+    "sliding_window_size",
     "token_to_kv_pool_allocator",
     "tp_cpu_group",
     "tree_cache",
