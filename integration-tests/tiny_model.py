@@ -96,7 +96,7 @@ def write(model: TinyModel, into: Path) -> Path:
     unfinished = into / f".{model.name}.{os.getpid()}"
     unfinished.mkdir(parents=True)
     (unfinished / "config.json").write_text(json.dumps(model.config, indent=2))
-    _write_tokenizer(unfinished)
+    write_tokenizer(unfinished)
     _write_weights(model, unfinished)
     try:
         unfinished.rename(target)  # Whole or not at all: tests may run side by side.
@@ -105,7 +105,7 @@ def write(model: TinyModel, into: Path) -> Path:
     return target
 
 
-def _write_tokenizer(target: Path) -> None:
+def write_tokenizer(target: Path) -> None:
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
     # One token a byte, no merges: every text has a length known beforehand.
