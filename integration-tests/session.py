@@ -22,7 +22,10 @@ class Session:
     @classmethod
     def open(cls, **options: Any) -> Session:
         from vllm import LLM
+        from vllm.config import KVEventsConfig
 
+        if events := options.get("kv_events_config"):
+            options["kv_events_config"] = KVEventsConfig(**events)
         return cls(LLM(**options))
 
     # -- Asking ---------------------------------------------------------------------------

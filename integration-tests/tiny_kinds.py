@@ -229,8 +229,14 @@ BERT = TinyKind(
     "tiny-bert",
     "BertConfig",
     "BertModel",
-    {**_COMMON, "hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 4,
-     "num_hidden_layers": 2, "max_position_embeddings": 1024},
+    {
+        **_COMMON,
+        "hidden_size": 128,
+        "intermediate_size": 256,
+        "num_attention_heads": 4,
+        "num_hidden_layers": 2,
+        "max_position_embeddings": 1024,
+    },
 )
 
 
