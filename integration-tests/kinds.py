@@ -69,7 +69,7 @@ class Run:
 
     @property
     def said(self) -> str:
-        """The line by which the engine says how it is served, without what the logger puts before."""
+        """How the engine says that it is served, without what the logger puts before it."""
         lines = elasticity.start_lines(self.ours.log) + elasticity.vanilla_lines(self.ours.log)
         assert len(lines) == 1, f"it must say it once: {lines}"
         return lines[0][lines[0].index("kvcached: ") :]

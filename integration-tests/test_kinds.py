@@ -1,8 +1,8 @@
 """Every kind of KV cache, by small models with random weights: `nox -s vllm-kinds`.
 
 Answers in bfloat16 and float16 depend on who shares a batch, and so do those of some of vLLM's
-kernels for CPUs in any type. There requests go one by one (ONE_BY_ONE), so that both engines run the
-same batches.
+kernels for CPUs in any type. There requests go one by one (ONE_BY_ONE), so that both engines run
+the same batches.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
 """Small models of every kind of KV cache, with random weights, made by transformers' own classes.
 
-As in `tiny_model.py`, weights are seeded and scaled so that greedy answers wander. Where a kind needs
-other sizes than the usual ones, its entry says why.
+As in `tiny_model.py`, weights are seeded and scaled so that greedy answers wander. Where a kind
+needs other sizes than the usual ones, its entry says why.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any

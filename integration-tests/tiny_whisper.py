@@ -1,4 +1,4 @@
-"""Writes a small Whisper with random weights: an encoder of four seconds of sound, and a decoder."""
+"""Writes a small Whisper with random weights, for four seconds of sound."""
 
 from __future__ import annotations
 

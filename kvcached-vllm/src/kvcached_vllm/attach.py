@@ -24,10 +24,11 @@ _WORKERS = {
 _SLEEPERS = {"vllm.v1.worker.gpu_worker.Worker", _WORKERS["vllm.v1.worker.gpu_worker.Worker"]}
 _SCHEDULER = "kvcached_vllm.scheduler.ElasticScheduler"
 _ASYNC_SCHEDULER = "kvcached_vllm.scheduler.ElasticAsyncScheduler"
-# KV connectors that touch the blocks of a step's plan alone, and while that step runs. Those that copy
-# in the background read blocks after vLLM has freed them (0.32 kv_connector/v1/offloading/scheduler.py,
-# request_finished), or register all of the cache with a network card: that needs memory everywhere.
-# On a GPU this one writes into a reshaped copy where layers are laid together (0.26).
+# KV connectors that touch the blocks of a step's plan alone, and while that step runs. Others copy
+# in the background, and read blocks after vLLM has freed them (0.32 request_finished() in
+# kv_connector/v1/offloading/scheduler.py), or register all of the cache with a network card, which
+# needs memory everywhere. On a GPU this one writes into a reshaped copy where layers are laid
+# together (0.26).
 _CONNECTORS_ON_CPU = {"ExampleConnector"}
 _OURS = {_SCHEDULER, _ASYNC_SCHEDULER, *_WORKERS.values()}
 

@@ -73,8 +73,8 @@ class ElasticWorker:
         names: list[str] = super().get_supported_kv_cache_layouts()  # type: ignore[misc]
         wanted = settings().layout
         self._look_at_kinds()
-        # On a CPU an extent is small in any layout, and vLLM's attention over latents fails in others
-        # than its first (0.32 v1/attention/backends/mla/cpu_mla.py, do_kv_cache_update).
+        # On a CPU an extent is small in any layout, and vLLM's attention over latents fails in
+        # others than its first (0.32 v1/attention/backends/mla/cpu_mla.py, do_kv_cache_update).
         if self._reason is not None or (wanted == "auto" and self.device.type == "cpu"):
             return names
         # vLLM spells a layout from its outermost dimension inwards: B is the block, L the layer.
