@@ -76,7 +76,9 @@ def _flat(requests: list[list[dict[str, float]]]) -> dict[str, float]:
 def test_adapters_get_their_own_tokens_and_prefixes(run_both: RunBoth, models: Path) -> None:
     paths = [str(tiny_adapters.lora(models, seed)) for seed in (1, 2)]
     asking = Scenario("adapters", {"paths": paths})
-    options = {"enable_lora": True, "max_loras": 2, "max_lora_rank": tiny_adapters.RANK}
+    # One place more than there are: vLLM's operators for CPUs give who has no adapter the last one
+    # (0.32 lora/ops/torch_ops/lora_ops.py indexes with -1).
+    options = {"enable_lora": True, "max_loras": 3, "max_lora_rank": tiny_adapters.RANK}
     run = run_both(
         Case("LoRA, several adapters in a batch", LLAMA, options=options, scenarios=(asking,))
     )

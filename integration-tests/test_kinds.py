@@ -99,7 +99,7 @@ ENCODER = Case(
     made(tiny_kinds.BERT),
     STATIC,
     "kvcached: vanilla: the model has no KV cache",
-    {"runner": "pooling", "max_model_len": 1024},
+    {"runner": "pooling", "max_model_len": 1024, "max_num_batched_tokens": 1024},
     (Scenario("embed"),),
 )
 

@@ -30,7 +30,7 @@ def lora(into: Path, seed: int) -> Path:
             of = f"base_model.model.model.layers.{layer}.self_attn.{name}"
             drawn = torch.randn(RANK, shape["hidden_size"], generator=generator)
             weights[f"{of}.lora_A.weight"] = drawn / shape["hidden_size"] ** 0.5
-            weights[f"{of}.lora_B.weight"] = torch.randn(width, RANK, generator=generator) * 0.3
+            weights[f"{of}.lora_B.weight"] = torch.randn(width, RANK, generator=generator)
     save_file(weights, target / "adapter_model.safetensors", metadata={"format": "pt"})
     described = {
         "peft_type": "LORA",

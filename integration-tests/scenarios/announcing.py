@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 from scenarios.greedy import first_tokens
@@ -25,8 +27,10 @@ def announced(session: Session, endpoint: str, requests: int = 40) -> dict[str, 
     for _ in range(2):
         tokens += first_tokens(session.greedy(prompts, lengths))
     events = _drain(listener)
-    known, stored = _follow(events)
-    held = _hashes(session)
+    pool = _block_pool(session)
+    # What happens between steps is told with the next one.
+    known, stored = _follow((*events, *pool.kv_event_queue))
+    held = _hashes(pool)
     session.llm.reset_prefix_cache()
     session.greedy(prompts[:1], [1])  # events go out with a step
     after = _drain(listener)
@@ -68,25 +72,33 @@ def _drain(listener: Any) -> list[Any]:
     return events
 
 
-def _follow(events: list[Any]) -> tuple[set[str], list[list[Any]]]:
-    """What a listener knows to be in the cache after these events, and the stored blocks' tokens
-    in their order."""
-    known: set[str] = set()
+def _follow(events: Iterable[Any]) -> tuple[set[str], list[list[Any]]]:
+    """What a listener knows to be in the cache after these events, and the tokens of the stored
+    blocks in their order.
+
+    vLLM may have a prefix in two blocks, and tells of each.
+    """
+    known: Counter[str] = Counter()
     stored: list[list[Any]] = []
     for event in events:
         if _is(event, "BlockStored"):
             known.update(_text(name, event) for name in event.block_hashes)
             stored.append([len(event.block_hashes), list(event.token_ids)])
         elif _is(event, "BlockRemoved"):
-            known.difference_update(_text(name, event) for name in event.block_hashes)
-    return known, stored
+            known.subtract(_text(name, event) for name in event.block_hashes)
+    return {name for name, times in known.items() if times > 0}, stored
 
 
 def _text(name: Any, event: Any) -> str:
     return f"{event.group_idx or 0}:{name.hex() if isinstance(name, bytes) else name}"
 
 
-def _hashes(session: Session) -> set[str]:
+def _block_pool(session: Session) -> Any:
+    assert session.scheduler is not None
+    return session.scheduler.kv_cache_manager.block_pool
+
+
+def _hashes(pool: Any) -> set[str]:
     """What the scheduler would find now."""
     from vllm.v1.core.kv_cache_utils import (
         get_block_hash,
@@ -94,8 +106,6 @@ def _hashes(session: Session) -> set[str]:
         maybe_convert_block_hash,
     )
 
-    assert session.scheduler is not None
-    pool = session.scheduler.kv_cache_manager.block_pool
     found = set()
     for key in pool.cached_block_hash_to_block._cache:
         name = maybe_convert_block_hash(get_block_hash(key))
