@@ -171,8 +171,21 @@ def vllm(session: nox.Session) -> None:
     """
     _vllm_environment(session, "integration-tests/requirements.txt")
     session.run("pytest", "-q", "kvcached-vllm/tests")
-    arguments = session.posargs or ["-m", "not slow and not contract"]
+    arguments = session.posargs or ["-m", "not slow and not contract and not kinds"]
     session.run("pytest", "-v", "--durations=10", "integration-tests", *arguments)
+
+
+@nox.session(name="vllm-kinds")
+def vllm_kinds(session: nox.Session) -> None:
+    """Kinds of KV cache and features of vLLM, each with real engines. Half an hour on two cores.
+
+    What came of it goes to integration-tests/kinds.json, of which `nox -s reference` makes a table
+    in docs/compatibility.md. `nox -s vllm-kinds -- ARGUMENTS` passes arguments to pytest.
+    """
+    needs = ("integration-tests/requirements.txt", "integration-tests/kinds-requirements.txt")
+    _vllm_environment(session, *needs)
+    results = ("--kinds-results", "integration-tests/kinds.json")
+    session.run("pytest", "-v", "-m", "kinds", "integration-tests", *results, *session.posargs)
 
 
 @nox.session
@@ -298,10 +311,8 @@ def _real_sglang(session: nox.Session, version: str) -> None:
 
 @nox.session(name="vllm-slow", venv_backend="none")
 def vllm_slow(session: nox.Session) -> None:
-    """Every integration test, the slow ones too."""
-    session.run(
-        sys.executable, "-m", "nox", "-s", "vllm", "--", "-m", "slow or not slow", external=True
-    )
+    """Every integration test but those of `vllm-kinds`, the slow ones too."""
+    session.run(sys.executable, "-m", "nox", "-s", "vllm", "--", "-m", "not kinds", external=True)
 
 
 @nox.session
@@ -336,7 +347,7 @@ def bench(session: nox.Session) -> None:
 @nox.session
 def reference(session: nox.Session) -> None:
     """Regenerates docs/reference/settings.md and docs/metrics.md from the code, and the tables of
-    docs/compatibility.md from the matrix's results."""
+    docs/compatibility.md from the results of the matrix and of `vllm-kinds`."""
     core, *engines = sorted(_wheels(session), key=lambda wheel: "core" not in wheel)
     session.install(f"{core}[telemetry]", *engines)
     session.run("python", "-m", "tools.settings_reference", "docs/reference/settings.md")

@@ -16,6 +16,7 @@ import elasticity
 import engine
 import tiny_model
 from engine import Outcome, Scenario
+from kinds import Case, Notebook
 
 ROOMY = (
     Scenario("mixed_lengths"),
@@ -42,6 +43,25 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="compare vanilla with itself: do not object when an engine is not elastic",
     )
+    parser.addoption(
+        "--kinds-results",
+        metavar="FILE",
+        help="write what came of test_kinds.py and test_features.py into this file",
+    )
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where models are written."""
+    return tmp_path_factory.mktemp("models")
+
+
+@pytest.fixture
+def note(request: pytest.FixtureRequest) -> Iterator[Callable[[Case, str], None]]:
+    """Put a case into the table of docs/compatibility.md, if the test passes."""
+    notebook = Notebook(request)
+    yield notebook.note
+    notebook.close()
 
 
 @pytest.fixture(scope="session")

@@ -91,6 +91,11 @@ class Outcome:
         )
         return results[scenario]
 
+    def results_of(self, scenario: str) -> dict[str, Any] | None:
+        """Return one scenario's result, or None where the engine did not come so far."""
+        results: dict[str, dict[str, Any]] = self.report.get("results", {})
+        return results.get(scenario)
+
     def last_lines(self, count: int = 40) -> str:
         return "\n".join(self.log.splitlines()[-count:])
 

@@ -22,7 +22,10 @@ class Session:
     @classmethod
     def open(cls, **options: Any) -> Session:
         from vllm import LLM
+        from vllm.config import KVEventsConfig
 
+        if events := options.get("kv_events_config"):
+            options["kv_events_config"] = KVEventsConfig(**events)
         return cls(LLM(**options))
 
     # -- Asking ---------------------------------------------------------------------------
@@ -66,6 +69,7 @@ class Session:
         if self.scheduler is not None:
             cache = self.scheduler.kv_cache_config
             found["num_blocks"] = cache.num_blocks
+        if self.scheduler is not None and cache.kv_cache_groups:
             # The tiny models' layers are all alike, and none shares its cache with another.
             found["layers"] = sum(len(group.layer_names) for group in cache.kv_cache_groups)
             spec = cache.kv_cache_groups[0].kv_cache_spec

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -96,7 +97,7 @@ def write(model: TinyModel, into: Path) -> Path:
     unfinished = into / f".{model.name}.{os.getpid()}"
     unfinished.mkdir(parents=True)
     (unfinished / "config.json").write_text(json.dumps(model.config, indent=2))
-    _write_tokenizer(unfinished)
+    write_tokenizer(unfinished)
     _write_weights(model, unfinished)
     try:
         unfinished.rename(target)  # Whole or not at all: tests may run side by side.
@@ -105,7 +106,8 @@ def write(model: TinyModel, into: Path) -> Path:
     return target
 
 
-def _write_tokenizer(target: Path) -> None:
+def write_tokenizer(target: Path, more: Sequence[str] = ()) -> None:
+    """Write a tokenizer of bytes and the special tokens, `more` behind the usual ones."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
     # One token a byte, no merges: every text has a length known beforehand.
@@ -114,7 +116,9 @@ def _write_tokenizer(target: Path) -> None:
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in SPECIAL_TOKENS])
+    tokenizer.add_special_tokens(
+        [AddedToken(token, special=True) for token in (*SPECIAL_TOKENS, *more)]
+    )
     tokenizer.save(str(target / "tokenizer.json"))
     (target / "tokenizer_config.json").write_text(
         json.dumps(

@@ -111,10 +111,27 @@ def test_vllms_own_worker_in_a_copy_of_a_vanilla_configuration_is_no_choice(
     assert chosen_by_user(copy.deepcopy(vanilla_config)) is None
 
 
-def connector(config: Any) -> None:
+def connect(config: Any, name: str, **options: Any) -> None:
     from vllm.config import KVTransferConfig
 
-    config.kv_transfer_config = KVTransferConfig(kv_connector="ExampleConnector", kv_role="kv_both")
+    config.kv_transfer_config = KVTransferConfig(kv_connector=name, kv_role="kv_both", **options)
+
+
+def in_background(config: Any) -> None:
+    connect(config, "OffloadingConnector")
+
+
+def over_the_network(config: Any) -> None:
+    connect(config, "NixlConnector")
+
+
+def the_users_own(config: Any) -> None:
+    connect(config, "ExampleConnector", kv_connector_module_path="somewhere")
+
+
+def example_on_a_gpu(config: Any) -> None:
+    config.parallel_config.worker_cls = "vllm.v1.worker.gpu_worker.Worker"
+    connect(config, "ExampleConnector")
 
 
 def offloading(config: Any) -> None:
@@ -146,7 +163,10 @@ def other_worker(config: Any) -> None:
 
 
 NOT_COVERED = [
-    (connector, "the KV connector ExampleConnector is not covered"),
+    (in_background, "the KV connector OffloadingConnector is not covered"),
+    (over_the_network, "the KV connector NixlConnector is not covered"),
+    (the_users_own, "the KV connector ExampleConnector is not covered"),
+    (example_on_a_gpu, "the KV connector ExampleConnector is not covered"),
     (offloading, "a KV connector for --kv-offloading-size is not covered"),
     (nodes, "an engine over several nodes is not covered"),
     (ray, "the executor 'ray' is not covered"),
@@ -181,6 +201,11 @@ def test_what_is_not_covered_is_refused_where_the_user_demands_it(
     with pytest.raises(NotElastic) as caught:
         attach(vanilla_config, None)
     assert str(caught.value) == f"kvcached: KVCACHED_REQUIRED=true, but: {reason}"
+
+
+def test_the_example_connector_is_covered_on_a_cpu(vanilla_config: Any) -> None:
+    connect(vanilla_config, "ExampleConnector")
+    assert vanilla_reason(vanilla_config) is None
 
 
 def test_experts_are_covered_unless_data_is_parallel(settled_experts: Any) -> None:

@@ -76,7 +76,7 @@ def test_every_block_of_every_type_lies_in_its_own_memory_and_has_vllms_type(
         resolved = cache.get_resolved_kv_cache_layout()
     finally:
         cache.kv_cache_layout = before
-    assert config_reason(config) is None
+    assert config_reason(config, "cpu") is None
 
     driver = _C.host_driver()
     driver.probe()

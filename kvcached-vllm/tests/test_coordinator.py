@@ -11,6 +11,8 @@ from vllm.v1.kv_cache_interface import (
     FullAttentionSpec,
     KVCacheConfig,
     KVCacheGroupSpec,
+    KVCacheSpec,
+    MambaSpec,
     SlidingWindowSpec,
 )
 
@@ -34,15 +36,22 @@ class Recorder:
         return need + 1000
 
 
+SHAPE = {"block_size": TOKENS, "num_kv_heads": 2, "head_size": 64, "dtype": torch.float32}
+STATE = MambaSpec(
+    block_size=TOKENS, shapes=((4, 4),), dtypes=(torch.float32,), mamba_cache_mode="align"
+)
+
+
 def vanilla(groups: int, caching: bool) -> Any:
-    shape = {"block_size": TOKENS, "num_kv_heads": 2, "head_size": 64, "dtype": torch.float32}
-    specs = [FullAttentionSpec(**shape), SlidingWindowSpec(**shape, sliding_window=64)]
+    specs = [FullAttentionSpec(**SHAPE), SlidingWindowSpec(**SHAPE, sliding_window=64)]
+    return coordinator_of(specs[:groups], caching)
+
+
+def coordinator_of(specs: list[KVCacheSpec], caching: bool = True) -> Any:
     config = KVCacheConfig(
         num_blocks=100,
         kv_cache_tensors=[],
-        kv_cache_groups=[
-            KVCacheGroupSpec([f"layer{n}"], spec) for n, spec in enumerate(specs[:groups])
-        ],
+        kv_cache_groups=[KVCacheGroupSpec([f"layer{n}"], spec) for n, spec in enumerate(specs)],
     )
     return get_kv_cache_coordinator(
         config,
@@ -58,11 +67,11 @@ def vanilla(groups: int, caching: bool) -> Any:
     )
 
 
-def ask(coordinator: Any, groups: int, tokens: int = 100, **keywords: Any) -> int:
+def ask(coordinator: Any, groups: int, tokens: int = 100, hits: Any = None, **keywords: Any) -> int:
     answer: int = coordinator.get_num_blocks_to_allocate(
         "request",
         tokens,
-        tuple([] for _ in range(groups)),
+        hits or tuple([] for _ in range(groups)),
         num_encoder_tokens=0,
         total_computed_tokens=0,
         num_local_computed_tokens=0,
@@ -102,6 +111,29 @@ def test_the_two_share_all_state() -> None:
     elastic.retention_interval = 5
     assert coordinator.retention_interval == 5
     assert elastic.single_type_managers is coordinator.single_type_managers
+
+
+def test_a_state_that_is_to_be_used_a_step_later_is_never_provided() -> None:
+    """vLLM asks for more blocks than there are, and an elastic pool could have just that many."""
+    coordinator = coordinator_of([FullAttentionSpec(**SHAPE), STATE])
+    supplier = Recorder()
+    elastic = elastic_coordinator(coordinator, supplier)
+    state = coordinator.block_pool.blocks[1]
+    state._block_hash = b"of this step"
+    coordinator.single_type_managers[1].cached_blocks_this_step.add(state.block_hash)
+    need = ask(elastic, 2, hits=([], [state]))
+    assert need > 100_000_000
+    assert supplier.asked == []
+    assert coordinator.block_pool.num_gpu_blocks == 100
+
+
+def test_other_states_are_provided_as_blocks_are() -> None:
+    coordinator = coordinator_of([FullAttentionSpec(**SHAPE), STATE])
+    supplier = Recorder()
+    elastic = elastic_coordinator(coordinator, supplier)
+    need = ask(coordinator, 2)
+    assert ask(elastic, 2) == need + 1000
+    assert [asked[:2] for asked in supplier.asked] == [("provide", need)]
 
 
 def test_no_class_of_vllm_is_changed() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +18,7 @@ from vllm.v1.kv_cache_interface import (
     KVCacheTensor,
     MambaSpec,
     MLAAttentionSpec,
+    SinkFullAttentionSpec,
     SlidingWindowSpec,
 )
 
@@ -25,9 +27,9 @@ from kvcached_vllm.kv_layout import (
     aligned_bytes,
     config_reason,
     geometry_of,
+    kind_reason,
     layers_of_stages,
     layout_of,
-    uncovered_kind,
 )
 from kvcached_vllm.kv_placement import spans_of
 
@@ -196,7 +198,7 @@ def test_what_vllm_itself_lays_out_is_understood(
         (config,) = get_kv_cache_configs(settled_config, [dict.fromkeys(LAYERS, SPEC)], [8 << 20])
     finally:
         cache.kv_cache_layout = before
-    assert config_reason(config) is None
+    assert config_reason(config, "cpu") is None
     spans = spans_of(config)
     assert layout_of(spans) == ("layer" if layout.startswith("L") else "block")
     geometry = geometry_of(config, len(LAYERS), driver, 0)
@@ -209,34 +211,54 @@ def test_what_vllm_itself_lays_out_is_understood(
     assert total == config.kv_cache_tensors[0].size
 
 
-def test_full_and_window_attention_are_covered() -> None:
+LATENT = MLAAttentionSpec(block_size=16, num_kv_heads=1, head_size=576, dtype=torch.float32)
+STATE = MambaSpec(block_size=16, shapes=((4, 4),), dtypes=(torch.float32,))
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_full_and_window_attention_are_covered(device: str) -> None:
     window = SlidingWindowSpec(
         block_size=16, num_kv_heads=2, head_size=64, dtype=torch.float32, sliding_window=64
     )
-    assert uncovered_kind([SPEC, window]) is None
-    assert config_reason(layers_apart()) is None
+    assert kind_reason([SPEC, window], device) is None
+    assert config_reason(layers_apart(), device) is None
 
 
-def test_other_kinds_are_named() -> None:
-    latent = MLAAttentionSpec(block_size=16, num_kv_heads=1, head_size=576, dtype=torch.float32)
-    assert uncovered_kind([SPEC, latent]) == "MLAAttentionSpec"
-    config = config_of(layers_apart().kv_cache_tensors, latent)
-    assert config_reason(config) == "KV caches of kind MLAAttentionSpec are not covered"
+@pytest.mark.parametrize("spec", [LATENT, STATE], ids=["latents", "states"])
+def test_other_kinds_are_covered_where_they_were_run(spec: KVCacheSpec) -> None:
+    config = config_of(layers_apart().kv_cache_tensors, spec)
+    reason = f"KV caches of kind {type(spec).__name__} are not covered"
+    assert kind_reason([SPEC, spec], "cpu") is None
+    assert config_reason(config, "cpu") is None
+    assert kind_reason([SPEC, spec], "cuda") == config_reason(config, "cuda") == reason
 
 
-def test_states_that_vllm_zeroes_are_not_covered() -> None:
-    state = MambaSpec(block_size=16, shapes=((4, 4),), dtypes=(torch.float32,))
-    assert uncovered_kind([state]) == "MambaSpec"
+def test_a_kind_that_only_resembles_a_covered_one_is_named() -> None:
+    sinks = SinkFullAttentionSpec(block_size=16, num_kv_heads=2, head_size=64, dtype=torch.float32)
+    reason = kind_reason([SPEC, sinks], "cpu")
+    assert reason == "KV caches of kind SinkFullAttentionSpec are not covered"
+
+
+def test_states_are_covered_unless_every_block_keeps_one() -> None:
+    reasons = {
+        mode: kind_reason([dataclasses.replace(STATE, mamba_cache_mode=mode)], "cpu")
+        for mode in ("none", "align", "all")
+    }
+    assert reasons == {
+        "none": None,
+        "align": None,
+        "all": "--mamba-cache-mode all is not covered",
+    }
 
 
 def test_a_cache_in_host_memory_is_not_covered() -> None:
     config = layers_apart()
     config.kv_cache_tensors[0].host_resident = True
-    assert config_reason(config) == "KV caches in host memory are not covered"
+    assert config_reason(config, "cpu") == "KV caches in host memory are not covered"
 
 
 def test_a_model_without_a_cache_is_not_covered() -> None:
-    assert config_reason(config_of([])) == "the model has no KV cache"
+    assert config_reason(config_of([]), "cpu") == "the model has no KV cache"
 
 
 @pytest.mark.parametrize("available", [1, 12345, 8 << 20, (8 << 20) + 4097, 10**9 + 7])
@@ -246,7 +268,7 @@ def test_a_budget_is_lowered_so_that_layers_share_no_granule(
     granule = driver.granularity
     aligned = aligned_bytes(dict.fromkeys(LAYERS, SPEC), available, granule)
     assert aligned <= available
-    if available >= len(LAYERS) * granule:
+    if available >= 16 * len(LAYERS) * granule:
         assert (aligned // len(LAYERS)) % granule == 0
         assert available - aligned < len(LAYERS) * granule
     else:

@@ -146,6 +146,20 @@ def _builder() -> str | None:
     return _lacks(owner, BUILDER, _source(owner) + _source(ModelRunner))
 
 
+def _seed() -> str | None:
+    """A random seed that SGLang draws is where we look for it."""
+    from sglang.srt.server_args import ServerArgs
+
+    try:
+        from sglang.srt.arg_groups.serving_hook import declare_resolution
+    except ImportError:  # before 0.5.20: in the arguments themselves
+        drawn = "self.random_seed = random" in _source(ServerArgs)
+        return None if drawn else "the arguments hold no seed that was drawn"
+    from sglang.srt.runtime_context import get_device
+
+    return None if callable(declare_resolution) and callable(get_device) else "kept elsewhere"
+
+
 def _requests() -> str | None:
     from sglang.srt.managers.schedule_batch import Req
     from sglang.srt.mem_cache.base_prefix_cache import BasePrefixCache, EvictParams
@@ -254,6 +268,7 @@ SEAMS = (
     Seam("the places of our hooks", _hooks, launched=False),
     Seam("the maker of pools", _builder, launched=False),
     Seam("a scheduler", _scheduler),
+    Seam("a random seed that is drawn", _seed),
     Seam("requests and prefix caches", _requests),
     Seam("an allocator's free pages", _free_pages),
     Seam("a pipeline's turns", _turns, launched=False),

@@ -24,6 +24,12 @@ _WORKERS = {
 _SLEEPERS = {"vllm.v1.worker.gpu_worker.Worker", _WORKERS["vllm.v1.worker.gpu_worker.Worker"]}
 _SCHEDULER = "kvcached_vllm.scheduler.ElasticScheduler"
 _ASYNC_SCHEDULER = "kvcached_vllm.scheduler.ElasticAsyncScheduler"
+# KV connectors that touch the blocks of a step's plan alone, and while that step runs. Others copy
+# in the background, and read blocks after vLLM has freed them (0.32 request_finished() in
+# kv_connector/v1/offloading/scheduler.py), or register all of the cache with a network card, which
+# needs memory everywhere. On a GPU this one writes into a reshaped copy where layers are laid
+# together (0.26).
+_CONNECTORS_ON_CPU = {"ExampleConnector"}
 _OURS = {_SCHEDULER, _ASYNC_SCHEDULER, *_WORKERS.values()}
 
 # Why configurations of this process stayed vanilla.
@@ -67,7 +73,11 @@ def vanilla_reason(vllm_config: VllmConfig) -> str | None:
     if (reason := versions.device_reason(installed_vllm(), _device(vllm_config))) is not None:
         return reason
     if vllm_config.kv_transfer_config is not None:
-        return f"the KV connector {vllm_config.kv_transfer_config.kv_connector} is not covered"
+        wish = vllm_config.kv_transfer_config
+        covered = _CONNECTORS_ON_CPU if _device(vllm_config) == "cpu" else ()
+        # A module of the user's may call its class as it likes.
+        if wish.kv_connector not in covered or wish.kv_connector_module_path:
+            return f"the KV connector {wish.kv_connector} is not covered"
     # vLLM makes a connector of it, and only after a platform was asked.
     if getattr(vllm_config.cache_config, "kv_offloading_size", None):
         return "a KV connector for --kv-offloading-size is not covered"

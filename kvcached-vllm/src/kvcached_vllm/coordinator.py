@@ -10,8 +10,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from kvcached_vllm import engine
+
 if TYPE_CHECKING:
     from vllm.v1.core.kv_cache_coordinator import KVCacheCoordinator
+
+
+#: Blocks of no cache.
+_MORE_THAN_ANY = 1 << 40
 
 
 class Supplier(Protocol):
@@ -41,19 +47,37 @@ class _Elastic:
 
         vLLM says by `apply_admission_cap` that the admission gate asks, which came with 0.20.
         """
-        need: int = super().get_num_blocks_to_allocate(  # type: ignore[misc]
-            request_id,
-            num_tokens,
-            new_computed_blocks,
-            *args,
-            **kwargs,
-        )
-        if need <= 0:
+        need = self._vanilla_need(request_id, num_tokens, new_computed_blocks, *args, **kwargs)
+        if need <= 0 or need > _MORE_THAN_ANY:
             # Nearly every request of nearly every step: its last block has room.
             return need
         if kwargs.get("apply_admission_cap"):
             return self.kvcached.promise(need)
         return self.kvcached.provide(need, request_id, new_computed_blocks)
+
+    def _vanilla_need(self, *args: Any, **kwargs: Any) -> int:
+        need: int = super().get_num_blocks_to_allocate(*args, **kwargs)  # type: ignore[misc]
+        return need
+
+
+class _ElasticWithStates(_Elastic):
+    """For caches with Mamba states, of which vLLM may say that they can be used a step later only.
+
+    It says so by a need of one block more than there are (0.32
+    v1/core/single_type_kv_cache_manager.py, MambaManager.get_num_blocks_to_allocate). More blocks
+    may come here at any time, so it is asked with a count that no need reaches.
+    """
+
+    block_pool: Any
+
+    def _vanilla_need(self, *args: Any, **kwargs: Any) -> int:
+        pool = self.block_pool
+        there = pool.num_gpu_blocks
+        pool.num_gpu_blocks = _MORE_THAN_ANY
+        try:
+            return super()._vanilla_need(*args, **kwargs)
+        finally:
+            pool.num_gpu_blocks = there
 
 
 class Coordinators(NamedTuple):
@@ -71,7 +95,8 @@ def elastic_coordinator(vanilla: KVCacheCoordinator, supply: Supplier) -> KVCach
     sees the same state.
     """
     base = type(vanilla)
-    made: Any = object.__new__(type(f"Elastic{base.__name__}", (_Elastic, base), {}))
+    ours = _ElasticWithStates if engine.has_states(vanilla.kv_cache_config) else _Elastic
+    made: Any = object.__new__(type(f"Elastic{base.__name__}", (ours, base), {}))
     made.__dict__ = vanilla.__dict__
     made.kvcached = supply
     return made

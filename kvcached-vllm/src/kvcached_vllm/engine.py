@@ -56,6 +56,17 @@ def parts_of(spec: KVCacheSpec) -> Mapping[str, KVCacheSpec] | None:
     return getattr(spec, "kv_cache_specs", None)
 
 
+def has_states(config: KVCacheConfig) -> bool:
+    """Whether some layers keep a state (Mamba and its like) instead of keys and values."""
+    from vllm.v1.kv_cache_interface import MambaSpec
+
+    return any(
+        isinstance(part, MambaSpec)
+        for group in config.kv_cache_groups
+        for part in (parts_of(group.kv_cache_spec) or {"": group.kv_cache_spec}).values()
+    )
+
+
 def zeroes_blocks(config: KVCacheConfig) -> bool:
     """Whether vLLM zeroes blocks as it hands them out, which some models want from 0.17 on."""
     return bool(getattr(config, "needs_kv_cache_zeroing", False))

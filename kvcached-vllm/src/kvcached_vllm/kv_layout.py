@@ -6,7 +6,15 @@ import math
 from typing import TYPE_CHECKING
 
 from vllm.distributed.utils import get_pp_indices
-from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheSpec, SlidingWindowSpec
+from vllm.v1.kv_cache_interface import (
+    ChunkedLocalAttentionSpec,
+    CrossAttentionSpec,
+    FullAttentionSpec,
+    KVCacheSpec,
+    MambaSpec,
+    MLAAttentionSpec,
+    SlidingWindowSpec,
+)
 
 from kvcached import _C
 from kvcached_vllm import engine
@@ -18,8 +26,16 @@ if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.v1.kv_cache_interface import KVCacheConfig
 
-#: Kinds of KV cache whose every block is reached through a block table, and which are tested.
+#: Kinds of KV cache whose every block is reached through a block table, and which were run on GPUs.
 _COVERED: tuple[type[KVCacheSpec], ...] = (FullAttentionSpec, SlidingWindowSpec)
+#: Those that were run on CPUs (integration-tests/test_kinds.py).
+_COVERED_ON_CPU = (
+    *_COVERED,
+    MLAAttentionSpec,
+    MambaSpec,
+    ChunkedLocalAttentionSpec,
+    CrossAttentionSpec,
+)
 
 
 def _single_specs(specs: Iterable[KVCacheSpec]) -> Iterable[KVCacheSpec]:
@@ -28,21 +44,24 @@ def _single_specs(specs: Iterable[KVCacheSpec]) -> Iterable[KVCacheSpec]:
         yield from (spec,) if parts is None else parts.values()
 
 
-def uncovered_kind(specs: Iterable[KVCacheSpec]) -> str | None:
-    """The first kind among `specs` that is not covered, or None."""
+def kind_reason(specs: Iterable[KVCacheSpec], device: str) -> str | None:
+    """Why layers of these kinds cannot be elastic on a device ("cpu" or "cuda"), or None."""
+    covered = _COVERED_ON_CPU if device == "cpu" else _COVERED
     for spec in _single_specs(specs):
         # Exactly these: a subclass may reach its memory in its own way.
-        if type(spec) not in _COVERED:
-            return type(spec).__name__
+        if type(spec) not in covered:
+            return f"KV caches of kind {type(spec).__name__} are not covered"
+        if (mode := getattr(spec, "mamba_cache_mode", "none")) not in ("none", "align"):
+            return f"--mamba-cache-mode {mode} is not covered"
     return None
 
 
-def config_reason(config: KVCacheConfig) -> str | None:
-    """Why this cache cannot be elastic, or None. The same on every rank and in the scheduler."""
-    kind = uncovered_kind(group.kv_cache_spec for group in config.kv_cache_groups)
-    if kind is not None:
-        return f"KV caches of kind {kind} are not covered"
-    if engine.zeroes_blocks(config):
+def config_reason(config: KVCacheConfig, device: str) -> str | None:
+    """Why this cache cannot be elastic, or None. The same on every rank."""
+    reason = kind_reason((group.kv_cache_spec for group in config.kv_cache_groups), device)
+    if reason is not None:
+        return reason
+    if engine.zeroes_blocks(config) and device != "cpu":
         return "KV caches that vLLM zeroes block by block are not covered"
     if not config.kv_cache_tensors:
         return "the model has no KV cache"
@@ -124,11 +143,14 @@ def layers_of_stages(layers: int, stages: int) -> list[int]:
     return [end - begin for begin, end in edges]
 
 
+_LEAST_STEPS = 16
+
+
 def aligned_bytes(specs: dict[str, KVCacheSpec], available: int, granule: int) -> int:
     """`available` lowered so that every layer's part of the cache ends on a granule.
 
-    Layers that share no granule cost nothing at their edges. Where the block size fits no
-    granule the figure stays as it is, and granules are shared.
+    Layers that share no granule cost nothing at their edges. Where that would cost more than a
+    sixteenth, as with pages of odd sizes, the figure stays as it is, and granules are shared.
     """
     pages = {spec.page_size_bytes for spec in _single_specs(specs.values())}
     if len(pages) != 1:
@@ -136,4 +158,4 @@ def aligned_bytes(specs: dict[str, KVCacheSpec], available: int, granule: int) -
     page = pages.pop()
     together = granule // math.gcd(page, granule)
     step = page * len(specs) * together
-    return available // step * step if available >= step else available
+    return available // step * step if available >= _LEAST_STEPS * step else available

@@ -7,7 +7,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import torch
-from vllm.v1.kv_cache_interface import SlidingWindowSpec
+from vllm.v1.kv_cache_interface import ChunkedLocalAttentionSpec, SlidingWindowSpec
 
 from kvcached_vllm import engine
 from kvcached_vllm.extent_layout import ids_of
@@ -48,7 +48,7 @@ class StepCheck:
         self._num_blocks = facts["num_blocks"]
         self._blocks_per_extent = facts["blocks_per_extent"]
         self._ids = ids_of(facts, config)
-        self._windows = [_window_of(group.kv_cache_spec) for group in config.kv_cache_groups]
+        self._groups = [_one_of(group.kv_cache_spec) for group in config.kv_cache_groups]
         self._requests: dict[str, _Blocks] = {}
 
     def check(self, plan: SchedulerOutput, step: int) -> None:
@@ -102,12 +102,10 @@ class StepCheck:
     def _in_reach(self, blocks: _Blocks, tokens: int) -> Iterable[tuple[array[int], int]]:
         """Each group's blocks, and the first of them that attention still reads.
 
-        What has left a sliding window is freed, and no plan says so: vLLM's
-        SlidingWindowManager.get_num_skipped_tokens() is computed here again.
+        What has left a window is freed, and no plan says so.
         """
-        for have, (window, size) in zip(blocks, self._windows, strict=False):
-            skipped = max(0, tokens - window + 1) if window else 0
-            yield have, skipped // size
+        for have, spec in zip(blocks, self._groups, strict=False):
+            yield have, _skipped_tokens(spec, tokens) // spec.block_size
 
     def _judge(self, step: int, name: str, block_id: int) -> None:
         who = f"request {name!r} uses block {block_id}"
@@ -131,13 +129,24 @@ def _arrays(groups: Sequence[list[int]]) -> _Blocks:
     return [array("i", blocks) for blocks in groups]
 
 
-def _window_of(spec: Any) -> tuple[int, int]:
-    """(tokens of the sliding window, or 0; tokens of a block) of a group."""
-    if (parts := engine.parts_of(spec)) is not None:
-        spec = next(iter(parts.values()))
-    # A FullAttentionSpec may name a window, too: its blocks are kept all the same.
-    window = spec.sliding_window if type(spec) is SlidingWindowSpec else 0
-    return window, spec.block_size
+def _one_of(spec: Any) -> Any:
+    """The specification of a group's layers, which see the same tokens."""
+    parts = engine.parts_of(spec)
+    return spec if parts is None else next(iter(parts.values()))
+
+
+def _skipped_tokens(spec: Any, tokens: int) -> int:
+    """How many of the first `tokens` nobody reads any more, as vLLM's managers compute it in
+    get_num_skipped_tokens() (v1/core/single_type_kv_cache_manager.py)."""
+    # A FullAttentionSpec may name a window or a chunk, too: its blocks are kept all the same.
+    if type(spec) is SlidingWindowSpec:
+        return max(0, tokens - int(spec.sliding_window) + 1)
+    if type(spec) is ChunkedLocalAttentionSpec:
+        chunk = int(spec.attention_chunk_size)
+        return tokens // chunk * chunk
+    if getattr(spec, "mamba_cache_mode", "none") == "align":
+        return max(0, tokens - 1)  # the state after the last token is all that counts
+    return 0
 
 
 def check_owners(step: int, requests: Iterable[str], manager: Any, ids: BlockIds) -> None:

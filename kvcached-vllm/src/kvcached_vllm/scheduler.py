@@ -21,7 +21,7 @@ from kvcached_vllm import NotElastic, engine, identity
 from kvcached_vllm.attach import settings
 from kvcached_vllm.coordinator import Coordinators, elastic_coordinator
 from kvcached_vllm.extent_layout import BlockIds, ids_of
-from kvcached_vllm.kv_layout import config_reason, longest_request_blocks
+from kvcached_vllm.kv_layout import longest_request_blocks
 from kvcached_vllm.lookahead import Lookahead
 from kvcached_vllm.memory_thread import MemoryThread
 from kvcached_vllm.sanity import check_owners
@@ -83,7 +83,7 @@ class _Elastic:
         wanted = settings()
         world = self.vllm_config.parallel_config.world_size
         paths = self._row_paths()
-        reason = config_reason(self.kv_cache_config) or _reason_of(paths)
+        reason = _reason_of(paths)
         if reason is not None:
             if wanted.required:
                 raise NotElastic(f"kvcached: KVCACHED_REQUIRED=true, but: {reason}")
@@ -112,7 +112,7 @@ class _Elastic:
             manager.block_pool,
             self.requests,
             manager.watermark_blocks,
-            None if cap < 0 else cap // self.block_size,
+            None if cap < 0 else _blocks_of_tokens(self.kv_cache_config, cap),
             self._ids,
         )
         self._coordinators = Coordinators(
@@ -209,6 +209,7 @@ class _Elastic:
         groups = self.kv_cache_config.kv_cache_groups
         return (
             len(groups) == 1
+            and not engine.has_states(self.kv_cache_config)
             and groups[0].kv_cache_spec.block_size == self.block_size
             and self.vllm_config.parallel_config.pipeline_parallel_size == 1
             and self.vllm_config.speculative_config is None
@@ -371,6 +372,11 @@ def _limit_blocks(facts: RowDescription) -> int:
         return int(facts["num_blocks"])
     extents = facts["limit_bytes"] // facts["extent_bytes"]
     return int(min(facts["num_blocks"], extents * facts["blocks_per_extent"]))
+
+
+def _blocks_of_tokens(config: Any, tokens: int) -> int:
+    """Blocks that so many tokens of finished prefixes take, in every KV cache group one of each."""
+    return sum(tokens // group.kv_cache_spec.block_size for group in config.kv_cache_groups)
 
 
 def _describe(facts: RowDescription, block_size: int, world: int, sanity_check: bool) -> str:

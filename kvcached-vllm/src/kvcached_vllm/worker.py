@@ -18,10 +18,10 @@ from kvcached_vllm.kv_layout import (
     aligned_bytes,
     config_reason,
     geometry_of,
+    kind_reason,
     layers_of_stages,
     layout_of,
     longest_request_blocks,
-    uncovered_kind,
 )
 from kvcached_vllm.kv_placement import Placement, allocations_of, spans_of
 from kvcached_vllm.launches import LaunchMarks
@@ -29,7 +29,7 @@ from kvcached_vllm.sanity import SanityError, StepCheck
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
-    from vllm.v1.kv_cache_interface import KVCacheConfig
+    from vllm.v1.kv_cache_interface import KVCacheConfig, KVCacheSpec
 
     from kvcached.settings import Settings
 
@@ -71,9 +71,12 @@ class ElasticWorker:
         """vLLM's layouts, the one that suits us first: where all layers of a block lie together,
         an extent can be as small as one granule."""
         names: list[str] = super().get_supported_kv_cache_layouts()  # type: ignore[misc]
-        if self._reason is not None:
-            return names
         wanted = settings().layout
+        self._look_at_kinds()
+        # On a CPU an extent is small in any layout, and vLLM's attention over latents fails in
+        # others than its first (0.32 v1/attention/backends/mla/cpu_mla.py, do_kv_cache_update).
+        if self._reason is not None or (wanted == "auto" and self.device.type == "cpu"):
+            return names
         # vLLM spells a layout from its outermost dimension inwards: B is the block, L the layer.
         first = "L" if wanted == "layer" else "B"
         if wanted == "extent":
@@ -92,14 +95,18 @@ class ElasticWorker:
         """vLLM's budget for the KV cache, which is address space here and the limit of what is
         committed in it."""
         available = self.available_memory()
-        specs = self.get_kv_cache_spec()  # type: ignore[attr-defined]
-        kind = uncovered_kind(specs.values())
-        if self._reason is None and kind is not None:
-            self._stay_vanilla(f"KV caches of kind {kind} are not covered")
+        specs = self._look_at_kinds()
         if self._reason is not None or self._driver is None:
             return available
         self._budget_bytes = available
         return aligned_bytes(specs, available, self._driver.granularity)
+
+    def _look_at_kinds(self) -> dict[str, KVCacheSpec]:
+        """The layers' caches; stays vanilla where one of them is not covered."""
+        specs: dict[str, KVCacheSpec] = self.get_kv_cache_spec()  # type: ignore[attr-defined]
+        if self._reason is None and (reason := kind_reason(specs.values(), self.device.type)):
+            self._stay_vanilla(reason)
+        return specs
 
     def available_memory(self) -> int:
         """What vLLM would reserve for its cache, in bytes."""
@@ -113,7 +120,8 @@ class ElasticWorker:
             _log.info("kvcached: removed %s, left behind by a dead engine", path)
         path = str(identity.row_path(self.vllm_config, wanted, self.rank))
         name = identity.engine_name(self.vllm_config, wanted)
-        if self._reason is None and (reason := config_reason(kv_cache_config)) is not None:
+        reason = config_reason(kv_cache_config, self.device.type)
+        if self._reason is None and reason is not None:
             self._stay_vanilla(reason)
         if self._reason is not None or self._driver is None:
             self._row = _C.Row.vanilla(path, name, self._reason or "no driver", self.rank)
