@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from vllm.v1.request import RequestStatus
 
 from kvcached import _C
+from kvcached_vllm import engine
 
 if TYPE_CHECKING:
     from vllm.v1.core.block_pool import BlockPool
@@ -117,7 +118,7 @@ class BlockSupply:
             self._drop(blocks)
 
     def _drop(self, blocks: list[int]) -> None:
-        self._block_pool.evict_blocks(set(blocks))
+        engine.evict(self._block_pool, blocks)
         self.queue.forget(blocks)
 
     def forget_prefixes(self) -> None:

@@ -32,7 +32,7 @@ Number = tuple[int, int]
 
 #: Before, FlashAttention's cache and the CPU's had all keys before all values, so that a block was
 #: in two places, which regions and extents do not know (see contract.SEAMS).
-OLDEST: Number = (0, 23)
+OLDEST: Number = (0, 10)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import torch
 
 from kvcached import _C, hooks, shm
 from kvcached.sizes import format_size
-from kvcached_vllm import NotElastic, identity, say_once
+from kvcached_vllm import NotElastic, engine, identity, say_once
 from kvcached_vllm.allocation import RegionForZeros
 from kvcached_vllm.attach import settings
 from kvcached_vllm.kv_layout import (
@@ -23,13 +23,13 @@ from kvcached_vllm.kv_layout import (
     longest_request_blocks,
     uncovered_kind,
 )
-from kvcached_vllm.kv_placement import Placement, allocations_of, spans_of
+from kvcached_vllm.kv_placement import Placement, allocations_of, parts_of_page, spans_of
 from kvcached_vllm.launches import LaunchMarks
 from kvcached_vllm.sanity import SanityError, StepCheck
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
-    from vllm.v1.kv_cache_interface import KVCacheConfig
+    from vllm.v1.kv_cache_interface import KVCacheConfig, KVCacheSpec
 
     from kvcached.settings import Settings
 
@@ -42,23 +42,26 @@ class ElasticWorker:
 
     # What vLLM's Worker has.
     vllm_config: Any
-    device: torch.device
     rank: int
 
+    _device: torch.device
     _driver: _C.Driver | None = None
     _pager: _C.Pager | None = None
     _row: _C.Row | None = None
     _marks: LaunchMarks | None = None
     _check: StepCheck | None = None
     _budget_bytes = 0
+    _parts = 1
+    """See kv_placement.parts_of_page()."""
     _reason: str | None = None
     _step_to_mark = 0
 
     def init_device(self) -> None:
         """vLLM's init_device(), then the device's driver."""
         super().init_device()  # type: ignore[misc]
+        self._device = engine.device_of(self)
         try:
-            self._driver = hooks.driver_for(self.device.type, self.device.index or 0)
+            self._driver = hooks.driver_for(self._device.type, self._device.index or 0)
         except _C.Error as error:
             self._stay_vanilla(f"no usable driver: {error}")
 
@@ -93,13 +96,21 @@ class ElasticWorker:
         committed in it."""
         available = self.available_memory()
         specs = self.get_kv_cache_spec()  # type: ignore[attr-defined]
-        kind = uncovered_kind(specs.values())
-        if self._reason is None and kind is not None:
-            self._stay_vanilla(f"KV caches of kind {kind} are not covered")
+        if self._reason is None:
+            self._look_at_attention(specs)
         if self._reason is not None or self._driver is None:
             return available
         self._budget_bytes = available
-        return aligned_bytes(specs, available, self._driver.granularity)
+        return aligned_bytes(specs, available, self._driver.granularity, self._parts)
+
+    def _look_at_attention(self, specs: dict[str, KVCacheSpec]) -> None:
+        kind = uncovered_kind(specs.values())
+        if kind is not None:
+            self._stay_vanilla(f"KV caches of kind {kind} are not covered")
+        elif (parts := parts_of_page(self.vllm_config, specs)) is not None:
+            self._parts = parts
+        else:
+            self._stay_vanilla("where this attention keeps keys and values is not covered")
 
     def available_memory(self) -> int:
         """What vLLM would reserve for its cache, in bytes."""
@@ -123,14 +134,14 @@ class ElasticWorker:
         self._pager = self._start_pager(placed, path, name)
         # vLLM ends its workers with a signal at times; shutdown() is not always called.
         atexit.register(self._pager.stop)
-        self._marks = LaunchMarks(self._pager, self.device)
+        self._marks = LaunchMarks(self._pager, self._device)
         if wanted.sanity_check:
             self._check = StepCheck(self._pager, _C.Row.attach(path), placed.config)
         region = self._region(self._pager)
         expected = [
             (size, functools.partial(region.narrow, 0, at, size)) for at, size in placed.slices
         ]
-        with RegionForZeros(expected, self.device) as mode:
+        with RegionForZeros(expected, self._device) as mode:
             super().initialize_from_config(placed.config)  # type: ignore[misc]
         if mode.unused:
             raise NotElastic(
@@ -141,7 +152,8 @@ class ElasticWorker:
     def _placed(self, config: KVCacheConfig) -> Placement:
         """Where this rank's pages lie: as vLLM has it, where that is not ours to choose."""
         geometry = self._geometry(config)
-        return Placement(config, geometry, layout_of(spans_of(config)), allocations_of(config))
+        layout = layout_of(spans_of(config, self._parts))
+        return Placement(config, geometry, layout, allocations_of(config))
 
     def _geometry(self, config: KVCacheConfig, least_part_bytes: int = 0) -> _C.Geometry:
         assert self._driver is not None
@@ -149,7 +161,7 @@ class ElasticWorker:
         layers = getattr(text, "num_hidden_layers", 0) or 0
         stages = layers_of_stages(layers, self.vllm_config.parallel_config.pipeline_parallel_size)
         least = max(least_part_bytes, settings().page_size_mb << 20)
-        return geometry_of(config, layers, self._driver, least, stages)
+        return geometry_of(config, layers, self._driver, least, stages, self._parts)
 
     def _start_pager(self, placed: Placement, path: str, name: str) -> _C.Pager:
         wanted = settings()
@@ -198,7 +210,7 @@ class ElasticWorker:
 
     def _region(self, pager: _C.Pager) -> torch.Tensor:
         return torch.from_dlpack(
-            pager.region(0, _DLPACK_DEVICE[self.device.type], self.device.index or 0)
+            pager.region(0, _DLPACK_DEVICE[self._device.type], self._device.index or 0)
         )
 
     def execute_model(self, scheduler_output: SchedulerOutput) -> Any:
