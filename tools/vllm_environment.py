@@ -59,7 +59,7 @@ BUILDS = {
     "0.23": Build("0.23.0", "2.11.0", more=("gguf",)),
     # Refused, which their sources tell.
     "0.22": Build("0.22.1", "2.11.0", more=("gguf",)),
-    "0.20": Build("0.20.2", None),
+    "0.20": Build("0.20.2", "2.11.0", more=("gguf",)),
     "0.17": Build("0.17.1", None),
     "0.14": Build("0.14.1", None),
     "0.11": Build("0.11.2", None),

@@ -10,6 +10,7 @@ Where a function names versions, they are those in whose sources the difference 
 from __future__ import annotations
 
 import functools
+import inspect
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -122,6 +123,17 @@ def most_requests(scheduler: Any) -> int:
 def anybody_waits(scheduler: Any) -> bool:
     """Whether a request waits; 0.20 to 0.30 keep those that had to be passed over apart."""
     return bool(scheduler.waiting) or bool(getattr(scheduler, "skipped_waiting", None))
+
+
+@functools.cache
+def sorts_freed_blocks() -> bool:
+    """Whether vLLM puts blocks without a prefix ahead of the others when it frees them, from 0.24
+    on. 0.23 does so where it is told to, and nobody could before."""
+    from vllm.v1.core.block_pool import BlockPool
+    from vllm.v1.core.kv_cache_utils import FreeKVCacheBlockQueue
+
+    told = "prepend" in inspect.signature(BlockPool.free_blocks).parameters
+    return hasattr(FreeKVCacheBlockQueue, "prepend_n") and not told
 
 
 def evict(pool: BlockPool, blocks: Collection[int]) -> None:

@@ -9,6 +9,7 @@ from vllm.v1.request import RequestStatus
 
 from kvcached import _C
 from kvcached_vllm import engine
+from kvcached_vllm.free_queue import free_queue
 
 if TYPE_CHECKING:
     from vllm.v1.core.block_pool import BlockPool
@@ -46,7 +47,7 @@ class BlockSupply:
             # Before anybody has heard of a block, the null block aside, whose id stays 0.
             for number, block in enumerate(block_pool.blocks):
                 block.block_id = ids.id_of(number)
-        self.queue = _C.BlockQueue(pool, block_pool.blocks, 1 if ids is None else ids.layers)
+        self.queue = free_queue(pool, block_pool.blocks, 1 if ids is None else ids.layers)
         self._block_pool = block_pool
         self._requests = requests
         self._watermark = watermark_blocks
