@@ -70,6 +70,7 @@ class Session:
             found["layers"] = sum(len(group.layer_names) for group in cache.kv_cache_groups)
             spec = cache.kv_cache_groups[0].kv_cache_spec
             found["block_bytes_per_layer"] = spec.page_size_bytes
+            found["places_per_layer"] = _places_of_a_block()
         return found
 
     def live_blocks(self) -> int:
@@ -107,3 +108,16 @@ class Session:
         """Let the engine lie idle, not even stepping, and see what it still holds."""
         time.sleep(seconds)
         return self.memory()
+
+
+def _places_of_a_block() -> int:
+    """In how many places of a layer a block lies: 2 where vLLM's attention on a CPU names keys and
+    values first, and blocks behind (up to 0.22)."""
+    from vllm.v1.attention.backends import cpu_attn
+
+    backends: list[Any] = [
+        kind
+        for kind in vars(cpu_attn).values()
+        if isinstance(kind, type) and "get_kv_cache_shape" in vars(kind)
+    ]
+    return 2 if backends and backends[0].get_kv_cache_shape(1000, 16, 1, 64)[0] == 2 else 1

@@ -222,7 +222,9 @@ class ElasticWorker:
         output = super().execute_model(scheduler_output)  # type: ignore[misc]
         if self._marks is not None:
             step = getattr(scheduler_output, "kvcached_step", 0)
-            if output is not None or scheduler_output.total_num_scheduled_tokens == 0:
+            # Up to 0.10 a step samples by itself, and a rank may have nothing to answer.
+            alone = not hasattr(super(), "sample_tokens")
+            if output is not None or alone or scheduler_output.total_num_scheduled_tokens == 0:
                 self._marks.mark(step)
             else:
                 self._step_to_mark = step
