@@ -30,8 +30,7 @@ LEVELS = (ON_GPU, ON_CPU, CONTRACT, REFUSED)
 
 Number = tuple[int, int]
 
-#: Before, FlashAttention's cache and the CPU's had all keys before all values, so that a block was
-#: in two places, which regions and extents do not know (see contract.SEAMS).
+#: Before, vLLM's scheduler, worker and configuration have other places (see contract.SEAMS).
 OLDEST: Number = (0, 10)
 
 
