@@ -118,6 +118,7 @@ def _places_of_a_block() -> int:
     backends: list[Any] = [
         kind
         for kind in vars(cpu_attn).values()
-        if isinstance(kind, type) and "get_kv_cache_shape" in vars(kind)
+        if getattr(kind, "__module__", None) == cpu_attn.__name__
+        and hasattr(kind, "get_kv_cache_shape")
     ]
     return 2 if backends and backends[0].get_kv_cache_shape(1000, 16, 1, 64)[0] == 2 else 1

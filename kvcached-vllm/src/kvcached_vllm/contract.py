@@ -194,6 +194,13 @@ def _queue(sources: Sources) -> str | None:
     return None if "num_free_blocks" in found.attributes else "the queue has no num_free_blocks"
 
 
+def _asynchronous(sources: Sources) -> str | None:
+    """Where the configuration asks for an asynchronous scheduler, there is one."""
+    if _configuration("SchedulerConfig", "async_scheduling")(sources) is not None:
+        return None
+    return _has("v1/core/sched/async_scheduler.py", "AsyncScheduler")(sources)
+
+
 def _free_count(sources: Sources) -> str | None:
     """Whoever compares with the free count has asked the coordinator before, by the names that an
     elastic coordinator knows; and nobody beside the KV cache manager compares."""
@@ -310,7 +317,7 @@ SEAMS = (
     Seam("the platforms that vLLM chooses from", _platforms),
     Seam(
         "the scheduler option",
-        _configuration("SchedulerConfig", "scheduler_cls", "async_scheduling"),
+        _configuration("SchedulerConfig", "scheduler_cls"),
     ),
     Seam(
         "the worker option",
@@ -365,7 +372,7 @@ SEAMS = (
             "max_num_scheduled_tokens",
         ),
     ),
-    Seam("the asynchronous scheduler", _has("v1/core/sched/async_scheduler.py", "AsyncScheduler")),
+    Seam("the asynchronous scheduler", _asynchronous),
     Seam(
         "a step's plan",
         _has(
@@ -460,7 +467,6 @@ SEAMS = (
             determine_available_memory=(),
             initialize_from_config=("kv_cache_config",),
             execute_model=("scheduler_output",),
-            shutdown=(),
         ),
     ),
     Seam(
@@ -476,6 +482,7 @@ SEAMS = (
                 get_attn_backend=(),
             ),
             _has("v1/kv_cache_interface.py", "KVCacheTensor", "layer_stride"),
+            _functions("attention/selector.py", "get_attn_backend"),
         ),
     ),
     Seam("where a block's keys and values lie on a CPU", _outermost("cpu_attn"), "cpu"),

@@ -14,7 +14,7 @@ import inspect
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping
+    from collections.abc import Collection, Mapping
 
     import torch
     from vllm.config import ParallelConfig, SchedulerConfig, VllmConfig
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from vllm.v1.core.sched.output import CachedRequestData, SchedulerOutput
     from vllm.v1.kv_cache_interface import KVCacheConfig, KVCacheSpec
 
-#: What vLLM's configuration names where the user named nothing; None from 0.11 on.
-_DEFAULT_SCHEDULERS = (
-    None,
+#: What vLLM's configuration names up to 0.10 where the user named nothing.
+_NAMED_BY_VLLM = (
     "vllm.core.scheduler.Scheduler",
+    "vllm.v1.core.sched.scheduler.Scheduler",
     "vllm.v1.core.sched.async_scheduler.AsyncScheduler",
 )
 
@@ -35,8 +35,11 @@ _DEFAULT_SCHEDULERS = (
 
 
 def is_default_scheduler(name: Any) -> bool:
-    """Whether vLLM's configuration names this scheduler of itself."""
-    return name in _DEFAULT_SCHEDULERS
+    """Whether vLLM's configuration names this scheduler of itself. It names none from 0.11 on."""
+    from vllm.config import SchedulerConfig
+
+    names_one = isinstance(getattr(SchedulerConfig, "scheduler_cls", None), str)
+    return name is None or (names_one and name in _NAMED_BY_VLLM)
 
 
 def schedules_asynchronously(config: SchedulerConfig) -> bool:
@@ -97,13 +100,35 @@ def parts_of(spec: KVCacheSpec) -> Mapping[str, KVCacheSpec] | None:
     return getattr(spec, "kv_cache_specs", None)
 
 
-def attention_of(config: VllmConfig, layers: Iterable[str]) -> dict[str, type[AttentionBackend]]:
+def attention_of(
+    config: VllmConfig, specs: Mapping[str, KVCacheSpec]
+) -> dict[str, type[AttentionBackend]]:
     """The attention of each of these layers, once the model is loaded."""
     from vllm.config import get_layers_from_vllm_config
-    from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
 
+    try:
+        from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
+    except ImportError:
+        return {name: _attention_for(config, spec) for name, spec in specs.items()}
     found = get_layers_from_vllm_config(config, AttentionLayerBase)
-    return {name: found[name].get_attn_backend() for name in layers if name in found}
+    return {name: found[name].get_attn_backend() for name in specs if name in found}
+
+
+def _attention_for(config: VllmConfig, spec: KVCacheSpec) -> type[AttentionBackend]:
+    """What 0.9 chooses for a layer, which does not say it (v1/worker/gpu_model_runner.py,
+    initialize_attn_backend())."""
+    from vllm.attention import get_attn_backend
+
+    model = config.model_config
+    chosen: type[AttentionBackend] = get_attn_backend(
+        spec.head_size,
+        model.dtype,
+        spec.dtype,
+        spec.block_size,
+        model.is_attention_free,
+        use_mla=spec.use_mla,
+    )
+    return chosen
 
 
 def zeroes_blocks(config: KVCacheConfig) -> bool:
@@ -123,6 +148,17 @@ def most_requests(scheduler: Any) -> int:
 def anybody_waits(scheduler: Any) -> bool:
     """Whether a request waits; 0.20 to 0.30 keep those that had to be passed over apart."""
     return bool(scheduler.waiting) or bool(getattr(scheduler, "skipped_waiting", None))
+
+
+def asynchronous_scheduler() -> type[Any]:
+    """vLLM's asynchronous scheduler. 0.9 has none, and is given the other."""
+    try:
+        from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+    except ImportError:
+        from vllm.v1.core.sched.scheduler import Scheduler
+
+        return Scheduler  # type: ignore[no-any-return]
+    return AsyncScheduler  # type: ignore[no-any-return]
 
 
 @functools.cache

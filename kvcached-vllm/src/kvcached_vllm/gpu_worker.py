@@ -137,8 +137,8 @@ class ElasticGPUWorker(ElasticWorker, Worker):  # type: ignore[misc]
     def _backends(self, config: KVCacheConfig) -> Iterator[tuple[Any, list[Any]]]:
         """Each group with the attention backends of its layers."""
         for group in config.kv_cache_groups:
-            attention = engine.attention_of(self.vllm_config, group.layer_names)
-            yield group, list(attention.values())
+            specs = {name: spec_of(config, name) for name in group.layer_names}
+            yield group, list(engine.attention_of(self.vllm_config, specs).values())
 
     def _kernels_take_whole_blocks(self, config: KVCacheConfig) -> bool:
         from vllm.v1.worker.utils import select_common_block_size
