@@ -51,7 +51,7 @@ class Build:
 
 _BEFORE_0_20 = (
     *("transformers>=4.56.0,<5", "numba==0.61.2", "numpy<2.3", "llguidance>=1.3.0,<1.4.0"),
-    *("gguf", "diskcache"),
+    *("gguf", "diskcache", "mistral_common", "lm-format-enforcer==0.11.3"),
 )
 
 BUILDS = {

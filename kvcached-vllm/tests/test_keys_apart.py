@@ -155,5 +155,5 @@ def test_memory_behind_an_extent_is_of_its_keys_and_values_alone(
     assert [cache[:, last].sum().item() for cache in caches] == [
         (number + 1) * HALF / 4 * 2 for number in range(len(LAYERS))
     ]
-    assert all(cache[:, : last].sum().item() == 0 for cache in caches)
+    assert all(cache[:, :last].sum().item() == 0 for cache in caches)
     pager.stop()

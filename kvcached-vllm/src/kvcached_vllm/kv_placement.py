@@ -58,25 +58,25 @@ def spec_of(config: KVCacheConfig, layer: str) -> KVCacheSpec:
 
 
 def parts_of_page(vllm_config: VllmConfig, specs: Mapping[str, KVCacheSpec]) -> int | None:
-    """In how many parts a layer's page lies: 1, or 2 where all keys of a layer lie before all of its
-    values. None where the layers' attention does not agree, or has it another way.
+    """In how many parts a layer's page lies: 1, or 2 where all keys of a layer lie before all of
+    its values. None where the layers' attention does not agree, or has it another way.
 
-    To be asked once the model is loaded. `specs`: of full and windowed attention, by layer. Only the
-    outermost dimensions tell; backends permute none but those behind them (0.22
+    To be asked once the model is loaded. `specs`: of full and windowed attention, by layer. Only
+    the outermost dimensions tell; backends permute none but those behind them (0.22
     v1/attention/backends, get_kv_cache_stride_order()).
     """
     if engine.describes_one_buffer():
         return 1
-    found = set()
+    found: set[int | None] = set()
     for layer, attention in engine.attention_of(vllm_config, specs).items():
         spec = specs[layer]
-        outermost, *inner = attention.get_kv_cache_shape(
+        outermost, inner, *_ = attention.get_kv_cache_shape(
             _SOME_BLOCKS, spec.block_size, spec.num_kv_heads, spec.head_size
         )
         if outermost == _SOME_BLOCKS:
             found.add(1)
         else:
-            found.add(2 if (outermost, inner[0]) == (2, _SOME_BLOCKS) else None)
+            found.add(2 if (outermost, inner) == (2, _SOME_BLOCKS) else None)
     return found.pop() if len(found) == 1 else None
 
 

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from vllm.v1.request import RequestStatus
 
-from kvcached import _C
 from kvcached_vllm import engine
 from kvcached_vllm.free_queue import free_queue
 
@@ -15,6 +14,7 @@ if TYPE_CHECKING:
     from vllm.v1.core.block_pool import BlockPool
     from vllm.v1.request import Request
 
+    from kvcached import _C
     from kvcached_vllm.extent_layout import BlockIds
 
 #: Longest wait of a whole scheduling step for memory on behalf of requests that only wait, in
