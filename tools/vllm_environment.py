@@ -53,6 +53,10 @@ _BEFORE_0_20 = (
     *("transformers>=4.56.0,<5", "numba==0.61.2", "numpy<2.3", "llguidance>=1.3.0,<1.4.0"),
     *("gguf", "diskcache", "mistral_common", "lm-format-enforcer==0.11.3"),
 )
+_BEFORE_0_11 = (
+    *("numba==0.61.2", "numpy<2.3", "llguidance>=0.7.11,<0.8", "gguf", "diskcache"),
+    *("mistral_common", "lm-format-enforcer<0.12", "opencv-python-headless<4.13"),
+)
 
 BUILDS = {
     "0.33": Build("0.33.0", "2.13.0", "vllm"),  # wants 2.14.0, and has no CPU build
@@ -77,8 +81,26 @@ BUILDS = {
     "0.11": Build(
         "0.11.2", "2.8.0", more=(*_BEFORE_0_20, "compressed-tensors==0.12.2"), xgrammar="0.1.25"
     ),
-    "0.10": Build("0.10.2", None),
-    "0.9": Build("0.9.2", None),
+    "0.10": Build(
+        "0.10.2",
+        "2.6.0",
+        more=(
+            *_BEFORE_0_11,
+            *("transformers>=4.55.2,<5", "compressed-tensors==0.11.0"),
+        ),
+        xgrammar="0.1.23",
+    ),
+    "0.9": Build(
+        "0.9.2",
+        "2.6.0",
+        more=(
+            *_BEFORE_0_11,
+            *("transformers>=4.51.1,<4.54", "compressed-tensors==0.10.2", "openai<=1.90.0"),
+            "outlines==0.1.11",
+        ),
+        xgrammar="0.1.19",
+    ),
+    "0.8": Build("0.8.5", None),  # refused, which its sources tell
 }
 """By minor version."""
 

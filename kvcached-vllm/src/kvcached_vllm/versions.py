@@ -30,8 +30,9 @@ LEVELS = (ON_GPU, ON_CPU, CONTRACT, REFUSED)
 
 Number = tuple[int, int]
 
-#: Before, vLLM's scheduler, worker and configuration have other places (see contract.SEAMS).
-OLDEST: Number = (0, 10)
+#: Before, the KV cache manager had no coordinator that is asked what a request needs, and no V1
+#: engine ran on a CPU.
+OLDEST: Number = (0, 9)
 
 
 @dataclass(frozen=True)
