@@ -130,6 +130,8 @@ ENGINES = {
         _sglang_broken,
     ),
 }
+_NAMED = 4
+"""How many broken seams of a version that is refused its reason names."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +155,8 @@ def run(engine: Engine, named: str, with_engine: bool) -> int:
         # Too old, or a seam is missing: there is nothing to run.
         lines = list(dict.fromkeys(line for found in broken.values() for line in found))
         levels = {"cpu": REFUSED, "cuda": REFUSED}
-        reason = "; ".join(lines) or refusal
+        more = f"; and {len(lines) - _NAMED} more" if len(lines) > _NAMED else ""
+        reason = "; ".join(lines[:_NAMED]) + more or refusal
         engine.write(named, Result(version, levels, reason, date=_today()))
         return 0
     tests = _pytest(engine.whole if with_engine else engine.without_engine)

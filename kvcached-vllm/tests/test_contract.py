@@ -13,6 +13,7 @@ from kvcached_vllm import contract
 
 SCHEDULER = "v1/core/sched/scheduler.py"
 MANAGER = "v1/core/kv_cache_manager.py"
+LAYERS = "model_executor/layers/attention_layer_base.py"
 
 
 @pytest.fixture
@@ -23,6 +24,8 @@ def changed(tmp_path: Path) -> Callable[[str, str, str], list[str]]:
         shutil.copytree(root / folder, tmp_path / folder, ignore=_all_but_sources)
     for file in ("kv_cache_interface", "request"):
         shutil.copy(root / f"v1/{file}.py", tmp_path / "v1")
+    (tmp_path / LAYERS).parent.mkdir(parents=True)
+    shutil.copy(root / LAYERS, tmp_path / LAYERS)
 
     def change(path: str, pattern: str, replacement: str) -> list[str]:
         file = tmp_path / path
@@ -103,17 +106,22 @@ def test_what_an_engine_has_changed_is_named(
 @pytest.mark.parametrize(
     ("file", "device"), [("cpu_attn", "cpu"), ("flash_attn", "cuda"), ("flashinfer", "cuda")]
 )
-def test_attention_that_keeps_keys_apart_from_values_is_named(
+def test_attention_that_arranges_its_cache_in_a_new_way_is_named(
     tmp_path: Path, file: str, device: str
 ) -> None:
     folder = tmp_path / "v1/attention/backends"
     folder.mkdir(parents=True)
     shape = "class Backend:\n    def get_kv_cache_shape(num_blocks):\n        return {}, 3\n"
-    for outermost, named in (("2, num_blocks", True), ("num_blocks, 2", False)):
+    for outermost, named in (
+        ("num_blocks, 2", False),
+        ("2, num_blocks", False),
+        ("2, block_size, num_blocks", True),
+        ("block_size, num_blocks", True),
+    ):
         (folder / f"{file}.py").write_text(shape.format(outermost))
         lines = contract.broken(contract.Sources(tmp_path), device)
-        found = [line for line in lines if "all keys lie before all values" in line]
-        assert bool(found) == named
+        found = [line for line in lines if "the outermost dimension is not the block" in line]
+        assert bool(found) == named, outermost
 
 
 def test_an_allocation_that_is_made_another_way_is_named(

@@ -257,6 +257,19 @@ def test_the_same_calls_leave_the_same_prefixes_where_memory_is_plenty(
         assert pair.known_to(pair.elastic) == pair.known_to(pair.vanilla)
 
 
+def test_a_freed_block_without_a_prefix_is_no_cached_one(make_engine: Any) -> None:
+    engine: Engine = make_engine()
+    engine.supply.provide(12, "request", ())
+    blocks = engine.block_pool.get_new_blocks(12)
+    request: Any = SimpleNamespace(block_hashes=[BlockHash(bytes([n] * 32)) for n in range(8)])
+    engine.block_pool.cache_full_blocks(request, blocks, 0, 8, TOKENS, 0)
+    unhashed = engine.supply.pool.num_unhashed
+    engine.block_pool.free_blocks(reversed(blocks))
+    assert engine.supply.pool.num_cached == 8
+    assert engine.supply.pool.num_unhashed == unhashed + 4
+    engine.check()
+
+
 def test_at_its_limit_the_pool_refuses_as_vllms_does(make_engine: Any) -> None:
     engine: Engine = make_engine(num_blocks=256, limit_bytes=4 * EXTENT_BYTES)
     need = engine.supply.provide(100, "request", ())

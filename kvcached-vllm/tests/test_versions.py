@@ -75,7 +75,7 @@ def test_and_refused_in_one_line_that_names_what_broke_if_not(
 
 def test_a_version_before_the_oldest_is_told_which_that_is(broken: list[str]) -> None:
     oldest = ".".join(map(str, versions.OLDEST))
-    for version in ("0.8.5", "0.22.1"):
+    for version in ("0.8.5", "0.7.3"):
         reason = versions.reason(version)
         assert reason is not None
         assert f"the oldest version that works is {oldest}" in reason

@@ -150,6 +150,30 @@ def _has(
     return check
 
 
+def _configuration(name: str, *attributes: str) -> Callable[[Sources], str | None]:
+    """A configuration class with these attributes: in a module of its own, which up to 0.10 some
+    have not."""
+
+    def check(sources: Sources) -> str | None:
+        for path in (*sources.paths("config/*.py"), *sources.paths("config.py")):
+            if sources.type(path, name) is not None:
+                return _has(path, name, *attributes)(sources)
+        return f"no class {name} in config"
+
+    return check
+
+
+def _either(*checks: Callable[[Sources], str | None]) -> Callable[[Sources], str | None]:
+    """What one version has in one way and another in another (see kvcached_vllm.engine); said is
+    what is wrong with the newest way, the first."""
+
+    def check(sources: Sources) -> str | None:
+        wrong = [each(sources) for each in checks]
+        return None if None in wrong else wrong[0]
+
+    return check
+
+
 def _functions(path: str, *names: str) -> Callable[[Sources], str | None]:
     def check(sources: Sources) -> str | None:
         lost = [name for name in names if sources.function(path, name) is None]
@@ -168,6 +192,23 @@ def _queue(sources: Sources) -> str | None:
     if new := public - QUEUE_METHODS:
         return f"FreeKVCacheBlockQueue has a new method {min(new)}() ({path})"
     return None if "num_free_blocks" in found.attributes else "the queue has no num_free_blocks"
+
+
+def _asynchronous(sources: Sources) -> str | None:
+    """Where the configuration asks for an asynchronous scheduler, there is one."""
+    if _configuration("SchedulerConfig", "async_scheduling")(sources) is not None:
+        return None
+    return _has("v1/core/sched/async_scheduler.py", "AsyncScheduler")(sources)
+
+
+def _prefixes(sources: Sources) -> str | None:
+    """The map from hashes to blocks can be asked in another way, where it is an object."""
+    path = "v1/core/block_pool.py"
+    if sources.type(path, "BlockHashToBlockMap") is None:
+        return None  # up to 0.10: there vLLM forgets a prefix when its memory goes
+    return _has(path, "BlockHashToBlockMap", get_one_block=("key",))(sources) or _has(
+        path, "BlockPool", "cached_block_hash_to_block", "enable_kv_cache_events"
+    )(sources)
 
 
 def _free_count(sources: Sources) -> str | None:
@@ -221,9 +262,9 @@ def _layers_of_tensors(sources: Sources) -> str | None:
     return f"KVCacheTensor describes its layers in a new way ({path})"
 
 
-def _whole_pages(*files: str) -> Callable[[Sources], str | None]:
-    """A block's keys and values lie together: the block is the outermost dimension of the cache's
-    shape, where attention still names one (up to 0.28; since 0.29 there are strides)."""
+def _outermost(*files: str) -> Callable[[Sources], str | None]:
+    """The block is the outermost dimension of the cache's shape, or keys and values are and blocks
+    come next, where attention still names a shape (up to 0.28; since 0.29 there are strides)."""
 
     def check(sources: Sources) -> str | None:
         for path in (f"v1/attention/backends/{file}.py" for file in files):
@@ -234,10 +275,13 @@ def _whole_pages(*files: str) -> Callable[[Sources], str | None]:
                 if isinstance(node, ast.FunctionDef) and node.name == "get_kv_cache_shape"
             )
             for node in (each for shape in shapes for each in ast.walk(shape)):
-                if isinstance(node, ast.Return) and isinstance(node.value, ast.Tuple):
-                    outermost = node.value.elts[0]
-                    if isinstance(outermost, ast.Constant) and outermost.value == 2:
-                        return f"all keys lie before all values ({path})"
+                if not isinstance(node, ast.Return) or not isinstance(node.value, ast.Tuple):
+                    continue
+                first, second = node.value.elts[:2]
+                if isinstance(first, ast.Constant) and first.value == 2:
+                    first = second
+                if _name(first) != "num_blocks":
+                    return f"the outermost dimension is not the block ({path})"
         return None
 
     return check
@@ -276,18 +320,26 @@ def _name(node: Any) -> str | None:
 
 _SCHEDULER = "v1/core/sched/scheduler.py"
 _GPU_WORKER = "v1/worker/gpu_worker.py"
+_PLAN = "v1/core/sched/output.py"
+_CACHED = ("req_ids", "new_block_ids", "num_computed_tokens")
 
 SEAMS = (
     Seam("the platforms that vLLM chooses from", _platforms),
     Seam(
         "the scheduler option",
-        _has("config/scheduler.py", "SchedulerConfig", "scheduler_cls", "async_scheduling"),
+        _configuration("SchedulerConfig", "scheduler_cls"),
     ),
     Seam(
         "the worker option",
-        _has("config/parallel.py", "ParallelConfig", "worker_cls", "data_parallel_index"),
+        _configuration("ParallelConfig", "worker_cls", "data_parallel_rank"),
     ),
-    Seam("whether a model has experts", _has("config/model.py", "ModelConfig", "is_moe")),
+    Seam(
+        "whether a model has experts",
+        _either(
+            _configuration("ModelConfig", "is_moe"),
+            _configuration("ModelConfig", "hf_text_config"),
+        ),
+    ),
     Seam(
         "a request",
         _has(
@@ -330,22 +382,21 @@ SEAMS = (
             "max_num_scheduled_tokens",
         ),
     ),
-    Seam("the asynchronous scheduler", _has("v1/core/sched/async_scheduler.py", "AsyncScheduler")),
+    Seam("the asynchronous scheduler", _asynchronous),
     Seam(
         "a step's plan",
         _has(
-            "v1/core/sched/output.py",
+            _PLAN,
             "SchedulerOutput",
             *("scheduled_new_reqs", "scheduled_cached_reqs", "num_scheduled_tokens"),
-            *("total_num_scheduled_tokens", "finished_req_ids", "preempted_req_ids"),
+            *("total_num_scheduled_tokens", "finished_req_ids"),
         ),
     ),
     Seam(
         "a plan's older requests",
-        _has(
-            "v1/core/sched/output.py",
-            "CachedRequestData",
-            *("req_ids", "resumed_req_ids", "new_block_ids", "num_computed_tokens"),
+        _either(
+            _has(_PLAN, "CachedRequestData", *_CACHED, "resumed_req_ids"),
+            _has(_PLAN, "CachedRequestData", *_CACHED, "resumed_from_preemption"),
         ),
     ),
     Seam(
@@ -373,24 +424,12 @@ SEAMS = (
     Seam("the free queue", _queue),
     Seam(
         "eviction of prefixes",
-        _has("v1/core/block_pool.py", "BlockPool", evict_blocks=("block_ids",)),
-    ),
-    Seam(
-        "the map of prefixes",
-        lambda sources: (
-            _has(
-                "v1/core/block_pool.py",
-                "BlockHashToBlockMap",
-                get_one_block=("key",),
-                pop=("key", "block_id"),
-            )(sources)
-            or _has(
-                "v1/core/block_pool.py",
-                "BlockPool",
-                *("cached_block_hash_to_block", "enable_kv_cache_events", "metrics_collector"),
-            )(sources)
+        _either(
+            _has("v1/core/block_pool.py", "BlockPool", evict_blocks=("block_ids",)),
+            _has("v1/core/block_pool.py", "BlockPool", _maybe_evict_cached_block=("block",)),
         ),
     ),
+    Seam("the map of prefixes", _prefixes),
     Seam(
         "a block",
         _has("v1/core/kv_cache_utils.py", "KVCacheBlock", "block_id", "ref_cnt", "is_null"),
@@ -422,7 +461,12 @@ SEAMS = (
     ),
     Seam(
         "how a CPU worker sizes its cache",
-        _functions("utils/cpu_resource_utils.py", "get_memory_node_info", "get_allowed_cpu_list"),
+        _either(
+            _functions(
+                "utils/cpu_resource_utils.py", "get_memory_node_info", "get_allowed_cpu_list"
+            ),
+            _configuration("CacheConfig", "cpu_kvcache_space_bytes"),
+        ),
         "cpu",
     ),
     Seam(
@@ -434,17 +478,28 @@ SEAMS = (
             determine_available_memory=(),
             initialize_from_config=("kv_cache_config",),
             execute_model=("scheduler_output",),
-            shutdown=(),
         ),
     ),
     Seam(
         "the allocation of the cache",
         _zeros("v1/worker/utils.py", "v1/worker/gpu_model_runner.py"),
     ),
-    Seam("where a block's keys and values lie on a CPU", _whole_pages("cpu_attn"), "cpu"),
+    Seam(
+        "which attention a layer has",
+        _either(
+            _has(
+                "model_executor/layers/attention_layer_base.py",
+                "AttentionLayerBase",
+                get_attn_backend=(),
+            ),
+            _has("v1/kv_cache_interface.py", "KVCacheTensor", "layer_stride"),
+            _functions("attention/selector.py", "get_attn_backend"),
+        ),
+    ),
+    Seam("where a block's keys and values lie on a CPU", _outermost("cpu_attn"), "cpu"),
     Seam(
         "where a block's keys and values lie on a GPU",
-        _whole_pages("flash_attn", "triton_attn", "flashinfer"),
+        _outermost("flash_attn", "triton_attn", "flashinfer"),
         "cuda",
     ),
     Seam(
@@ -460,7 +515,10 @@ SEAMS = (
     ),
     Seam(
         "how the GPU worker sizes its cache",
-        _has(_GPU_WORKER, "Worker", "init_snapshot", "requested_memory"),
+        lambda sources: (
+            _has(_GPU_WORKER, "Worker", "init_snapshot", "requested_memory")(sources)
+            or _configuration("CacheConfig", "kv_cache_memory_bytes")(sources)
+        ),
         "cuda",
     ),
 )

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 from vllm.v1.core.block_pool import BlockHashToBlockMap
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from vllm.v1.core.block_pool import BlockPool
     from vllm.v1.core.kv_cache_utils import BlockHashWithGroupId, KVCacheBlock
 
@@ -23,29 +25,30 @@ if TYPE_CHECKING:
 class Prefixes(BlockHashToBlockMap):  # type: ignore[misc]
     """vLLM's map, in which only those prefixes are found whose blocks still hold them."""
 
-    kvcached: _C.BlockQueue[KVCacheBlock]
+    kvcached_queue: _C.BlockQueue[KVCacheBlock]
+    kvcached_forget: Callable[[KVCacheBlock], None]
 
     def get_one_block(self, key: BlockHashWithGroupId) -> KVCacheBlock | None:
         """Any block that holds the prefix with this hash."""
         block: KVCacheBlock | None
         while (block := super().get_one_block(key)) is not None:
-            if self.kvcached.holds(block):
+            if self.kvcached_queue.holds(block):
                 return block
-            self.pop(key, block.block_id)
+            self.kvcached_forget(block)
         return None
 
 
-def may_linger(pool: BlockPool) -> bool:
-    """Whether forgotten prefixes may stay in the map: not where somebody is told of each that
-    goes."""
-    return not pool.enable_kv_cache_events and pool.metrics_collector is None
-
-
-def adopt(pool: BlockPool, queue: _C.BlockQueue[KVCacheBlock]) -> None:
-    """Gives a block pool a map with the same prefixes that asks `queue` about each hit."""
+def adopt(
+    pool: BlockPool,
+    queue: _C.BlockQueue[KVCacheBlock],
+    forget: Callable[[KVCacheBlock], None],
+) -> None:
+    """Gives a block pool a map with the same prefixes that asks `queue` about each hit, and has
+    `forget` take a block's prefix out of it."""
     made: Prefixes = object.__new__(Prefixes)
     # One state for both, as for the coordinator: whoever still has vLLM's sees the same.
     made.__dict__ = pool.cached_block_hash_to_block.__dict__
-    made.kvcached = queue
+    made.kvcached_queue = queue
+    made.kvcached_forget = forget
     # BlockPool has no setter; the attribute is where its own code looks.
     pool.cached_block_hash_to_block = made

@@ -25,9 +25,9 @@ RESULTS = Path(__file__).with_name("results")
 
 Number = tuple[int, int]
 
-#: Before, FlashAttention's cache and the CPU's had all keys before all values, so that a block was
-#: in two places, which regions and extents do not know (see contract.SEAMS).
-OLDEST: Number = (0, 23)
+#: Before, the KV cache manager had no coordinator that is asked what a request needs, and no V1
+#: engine ran on a CPU.
+OLDEST: Number = (0, 9)
 
 
 def number_of(version: str) -> Number | None:
