@@ -21,6 +21,7 @@ from engine import Outcome, Scenario
 from footprint import Geometry
 
 contract = pytest.importorskip("kvcached_vllm.contract", reason="kvcached-vllm is not installed")
+sources = pytest.importorskip("kvcached_vllm.sources", reason="kvcached-vllm is not installed")
 
 pytestmark = pytest.mark.contract
 
@@ -66,7 +67,7 @@ def limited(model: Path, run_elastic: Callable[..., Outcome]) -> Outcome:
 
 @pytest.mark.parametrize("seam", contract.SEAMS, ids=lambda seam: seam.name)
 def test_the_contract_holds(seam: Any) -> None:
-    assert seam.check(contract.installed()) is None
+    assert seam.check(sources.installed()) is None
 
 
 def test_the_plugin_is_found_and_the_engine_is_elastic(elastic: Outcome) -> None:

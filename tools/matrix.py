@@ -77,11 +77,11 @@ class Engine:
 
 
 def _vllm_broken() -> dict[str, list[str]]:
-    from kvcached_vllm import contract
+    from kvcached_vllm import contract, sources
 
-    sources = contract.installed()
-    always = contract.broken(sources)
-    return {device: always + contract.broken(sources, device) for device in ("cpu", "cuda")}
+    found = sources.installed()
+    always = contract.broken(found)
+    return {device: always + contract.broken(found, device) for device in ("cpu", "cuda")}
 
 
 def _vllm_refusal(version: str) -> str | None:

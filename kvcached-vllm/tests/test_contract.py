@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from kvcached_vllm import contract
+from kvcached_vllm import contract, sources
 
 SCHEDULER = "v1/core/sched/scheduler.py"
 MANAGER = "v1/core/kv_cache_manager.py"
@@ -19,7 +19,7 @@ LAYERS = "model_executor/layers/attention_layer_base.py"
 @pytest.fixture
 def changed(tmp_path: Path) -> Callable[[str, str, str], list[str]]:
     """Breaks a copy of the installed vLLM's file by a regular expression; what is said then."""
-    root = contract.installed()._root
+    root = sources.installed()._root
     for folder in ("platforms", "config", "v1/core", "v1/worker", "distributed"):
         shutil.copytree(root / folder, tmp_path / folder, ignore=_all_but_sources)
     for file in ("kv_cache_interface", "request"):
@@ -32,8 +32,8 @@ def changed(tmp_path: Path) -> Callable[[str, str, str], list[str]]:
         text, times = re.subn(pattern, replacement, file.read_text())
         assert times, f"{path} has nothing like {pattern}"
         file.write_text(text)
-        sources = contract.Sources(tmp_path)
-        return [*contract.broken(sources), *contract.broken(sources, "cuda")]
+        found = sources.Sources(tmp_path)
+        return [*contract.broken(found), *contract.broken(found, "cuda")]
 
     return change
 
@@ -43,8 +43,8 @@ def _all_but_sources(folder: str, names: list[str]) -> set[str]:
 
 
 def test_the_installed_engine_is_as_it_should_be() -> None:
-    sources = contract.installed()
-    assert [contract.broken(sources, device) for device in (None, "cpu", "cuda")] == [[], [], []]
+    found = sources.installed()
+    assert [contract.broken(found, device) for device in (None, "cpu", "cuda")] == [[], [], []]
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_attention_that_arranges_its_cache_in_a_new_way_is_named(
         ("block_size, num_blocks", True),
     ):
         (folder / f"{file}.py").write_text(shape.format(outermost))
-        lines = contract.broken(contract.Sources(tmp_path), device)
+        lines = contract.broken(sources.Sources(tmp_path), device)
         found = [line for line in lines if "the outermost dimension is not the block" in line]
         assert bool(found) == named, outermost
 

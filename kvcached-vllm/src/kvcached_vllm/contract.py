@@ -1,9 +1,7 @@
 """What vLLM must have for its cache to be elastic, checked in vLLM's sources without running them.
 
 Each :class:`Seam` is one extension point, or one thing that vLLM promises nowhere and that is built
-on all the same. Sources are parsed, not imported: vLLM's platform plugin asks before vLLM knows its
-platform, and most of vLLM cannot be imported then. So this module also tells of a vLLM that lies
-unpacked on a machine where it cannot run. The standard library alone.
+on all the same. The standard library alone.
 
 A contract that holds says that the names are there, not that they mean what they meant: that is
 what the versions in ``results/`` were run for.
@@ -13,13 +11,14 @@ from __future__ import annotations
 
 import ast
 from dataclasses import dataclass
-from functools import cached_property
-from importlib.util import find_spec
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from kvcached_vllm.sources import name_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
+
+    from kvcached_vllm.sources import Sources
 
 #: What an elastic free queue offers (kvcached._C.BlockQueue).
 QUEUE_METHODS = frozenset(
@@ -28,75 +27,6 @@ QUEUE_METHODS = frozenset(
         *("get_all_free_blocks", "iter_blocks_after"),
     )
 )
-
-
-class Sources:
-    """vLLM's modules, as files below one folder."""
-
-    def __init__(self, root: Path) -> None:
-        """`root` is the folder of the package vllm."""
-        self._root = root
-        self._parsed: dict[str, ast.Module | None] = {}
-
-    def module(self, path: str) -> ast.Module | None:
-        """A module by its path below the package, or None where there is none."""
-        if path not in self._parsed:
-            file = self._root / path
-            self._parsed[path] = ast.parse(file.read_bytes()) if file.is_file() else None
-        return self._parsed[path]
-
-    def type(self, path: str, name: str) -> Type | None:
-        """A class of a module, or None."""
-        module = self.module(path)
-        for node in module.body if module else ():
-            if isinstance(node, ast.ClassDef) and node.name == name:
-                return Type(node)
-        return None
-
-    def function(self, path: str, name: str) -> ast.FunctionDef | None:
-        """A function of a module, or None."""
-        module = self.module(path)
-        for node in module.body if module else ():
-            if isinstance(node, ast.FunctionDef) and node.name == name:
-                return node
-        return None
-
-    def paths(self, pattern: str) -> Iterator[str]:
-        """The modules whose path matches a glob pattern."""
-        for file in sorted(self._root.glob(pattern)):
-            yield str(file.relative_to(self._root))
-
-
-class Type:
-    """A class in a source."""
-
-    def __init__(self, node: ast.ClassDef) -> None:
-        self._node = node
-
-    @cached_property
-    def methods(self) -> dict[str, ast.FunctionDef]:
-        """Its own methods and properties, by name."""
-        return {node.name: node for node in self._node.body if isinstance(node, ast.FunctionDef)}
-
-    @cached_property
-    def attributes(self) -> set[str]:
-        """Its fields, its properties, and what its methods assign to ``self``."""
-        found = {
-            node.target.id
-            for node in self._node.body
-            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
-        }
-        found.update(self.methods)
-        for node in ast.walk(self._node):
-            targets: list[ast.expr] = []
-            if isinstance(node, ast.Assign):
-                targets = node.targets
-            elif isinstance(node, ast.AnnAssign):
-                targets = [node.target]
-            for target in (each for one in targets for each in ast.walk(one)):
-                if isinstance(target, ast.Attribute) and _name(target.value) == "self":
-                    found.add(target.attr)
-        return found
 
 
 @dataclass(frozen=True)
@@ -115,14 +45,6 @@ def broken(sources: Sources, device: str | None = None) -> list[str]:
     device, or on `device`."""
     lines = ((seam, seam.check(sources)) for seam in SEAMS if seam.device == device)
     return [f"{seam.name}: {wrong}" for seam, wrong in lines if wrong is not None]
-
-
-def installed() -> Sources:
-    """The vLLM of this environment. Raises ImportError where there is none."""
-    found = find_spec("vllm")
-    if found is None or not found.submodule_search_locations:
-        raise ImportError("vLLM is not installed")
-    return Sources(Path(next(iter(found.submodule_search_locations))))
 
 
 # -- Checks -----------------------------------------------------------------------------------
@@ -280,7 +202,7 @@ def _outermost(*files: str) -> Callable[[Sources], str | None]:
                 first, second = node.value.elts[:2]
                 if isinstance(first, ast.Constant) and first.value == 2:
                     first = second
-                if _name(first) != "num_blocks":
+                if name_of(first) != "num_blocks":
                     return f"the outermost dimension is not the block ({path})"
         return None
 
@@ -296,7 +218,7 @@ def _platforms(sources: Sources) -> str | None:
         if isinstance(node, ast.Assign)
         for target in node.targets
     )
-    if any(_name(target) == "builtin_platform_plugins" for target in targets):
+    if any(name_of(target) == "builtin_platform_plugins" for target in targets):
         return None
     return f"no builtin_platform_plugins in {path}"
 
@@ -309,13 +231,7 @@ def _parameters(function: ast.FunctionDef) -> set[str]:
 def _calls(node: ast.AST, name: str) -> list[ast.Call]:
     """The calls of a function or method of that name below a node."""
     calls = (found for found in ast.walk(node) if isinstance(found, ast.Call))
-    return [call for call in calls if _name(call.func) == name]
-
-
-def _name(node: Any) -> str | None:
-    if isinstance(node, ast.Attribute):
-        return node.attr
-    return node.id if isinstance(node, ast.Name) else None
+    return [call for call in calls if name_of(call.func) == name]
 
 
 _SCHEDULER = "v1/core/sched/scheduler.py"

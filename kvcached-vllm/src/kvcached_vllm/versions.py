@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from kvcached import compatibility
 from kvcached.compatibility import CONTRACT, ON_CPU, ON_GPU, REFUSED
-from kvcached_vllm import contract
+from kvcached_vllm import contract, sources
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -113,7 +113,7 @@ def _result(version: str) -> Result | None:
 
 @functools.cache
 def _broken(device: str | None) -> list[str]:
-    return contract.broken(contract.installed(), device)
+    return contract.broken(sources.installed(), device)
 
 
 def _text(number: Number) -> str:
