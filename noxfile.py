@@ -172,8 +172,8 @@ def vllm(session: nox.Session) -> None:
 def vllm_kinds(session: nox.Session) -> None:
     """Kinds of KV cache and features of vLLM, each with real engines. Half an hour on two cores.
 
-    What came of it goes to integration-tests/kinds.json, of which `nox -s reference` makes the table in
-    docs/compatibility.md. `nox -s vllm-kinds -- ARGUMENTS` passes arguments to pytest.
+    What came of it goes to integration-tests/kinds.json, of which `nox -s reference` makes a table
+    in docs/compatibility.md. `nox -s vllm-kinds -- ARGUMENTS` passes arguments to pytest.
     """
     needs = ("integration-tests/requirements.txt", "integration-tests/kinds-requirements.txt")
     _vllm_environment(session, *needs)

@@ -21,8 +21,9 @@ import tiny_kinds
 import tiny_model
 import tiny_whisper
 from comparison import assert_same
+from elasticity import START_LINE
 from engine import Scenario
-from kinds import CROWD, NOT_SERVED, PREFIXES, STATIC, TIDE, Case, Notebook, Run
+from kinds import CROWD, ELASTIC, NOT_SERVED, PREFIXES, STATIC, TIDE, Case, Notebook, Run
 
 pytestmark = pytest.mark.kinds
 
@@ -41,18 +42,12 @@ def made(kind: tiny_kinds.TinyKind) -> Callable[[Path], Path]:
 
 
 _WIDE_REGISTERS = torch.cpu._is_avx512_supported() or torch.cpu._is_amx_tile_supported()
+# vLLM's kernels for these need AVX-512 or AMX.
+EIGHT_BITS_OUTCOME = (
+    (ELASTIC, START_LINE) if _WIDE_REGISTERS else (NOT_SERVED, "FP8 KV cache on CPU requires")
+)
 EIGHT_BITS = [
-    Case(
-        f"cache of {name}",
-        qwen(2),
-        options={"kv_cache_dtype": name},
-        # vLLM's kernels for these need AVX-512 or AMX.
-        **(
-            {}
-            if _WIDE_REGISTERS
-            else {"outcome": NOT_SERVED, "line": "FP8 KV cache on CPU requires"}
-        ),
-    )
+    Case(f"cache of {name}", qwen(2), *EIGHT_BITS_OUTCOME, {"kv_cache_dtype": name})
     for name in ("fp8_e4m3", "fp8_e5m2")
 ]
 
