@@ -24,13 +24,10 @@ ELASTIC = "elastic"
 STATIC = "static"
 NOT_SERVED = "not served by vLLM on a CPU"
 
-CROWD = Scenario("mixed_lengths", {"requests": 32})
+CROWD = Scenario("mixed_lengths", {"requests": 24})
 PREFIXES = Scenario("shared_prefixes")
-#: Swells and ebbs with nothing left in the cache before it.
-TIDE = (
-    Scenario("reset_prefix_cache"),
-    Scenario("grow_and_shrink", {"requests": 24}),
-)
+#: Swells and ebbs, and leaves no prefix.
+TIDE = (Scenario("grow_and_shrink", {"requests": 24}), Scenario("forget"))
 
 
 @dataclass(frozen=True)
