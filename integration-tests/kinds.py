@@ -24,13 +24,10 @@ ELASTIC = "elastic"
 STATIC = "static"
 NOT_SERVED = "not served by vLLM on a CPU"
 
-CROWD = Scenario("mixed_lengths", {"requests": 32})
+CROWD = Scenario("mixed_lengths", {"requests": 24})
 PREFIXES = Scenario("shared_prefixes")
-#: Swells and ebbs with nothing left in the cache before it.
-TIDE = (
-    Scenario("reset_prefix_cache"),
-    Scenario("grow_and_shrink", {"requests": 24}),
-)
+#: Swells and ebbs, and leaves no prefix.
+TIDE = (Scenario("grow_and_shrink", {"requests": 24}), Scenario("forget"))
 
 
 @dataclass(frozen=True)
@@ -79,16 +76,19 @@ def run(case: Case, models: Path, shm_dir: Path, ours: Case | None = None) -> Ru
     """Runs both engines of a case that vLLM serves; `ours` differs where they must not share a file
     of the connector's."""
     model = case.write(models)
-    outcomes = []
-    for side, surroundings in (
-        (case, elasticity.vanilla()),
-        (ours or case, _with_kvcached(case, shm_dir)),
-    ):
-        settings = {**surroundings, **case.settings}
-        outcome = engine.run(model, side.scenarios, settings, case.timeout, **side.options)
+
+    def side(of: Case, surroundings: Mapping[str, str]) -> Outcome:
+        settings = {**surroundings, **of.settings}
+        outcome = engine.run(model, of.scenarios, settings, of.timeout, **of.options)
         assert outcome.finished, outcome.last_lines()
-        outcomes.append(outcome)
-    return Run(case, *outcomes, sorted(path.name for path in shm_dir.glob("*.row")))
+        return outcome
+
+    return Run(
+        case,
+        vanilla=side(case, elasticity.vanilla()),
+        ours=side(ours or case, _with_kvcached(case, shm_dir)),
+        leftovers=sorted(path.name for path in shm_dir.glob("*.row")),
+    )
 
 
 def _with_kvcached(case: Case, shm_dir: Path) -> dict[str, str]:

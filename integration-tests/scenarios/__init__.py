@@ -10,7 +10,7 @@ from scenarios.announcing import announced
 from scenarios.breaking import touch_committed_block, touch_uncommitted_block
 from scenarios.greedy import long_answer, long_prompt_in_chunks, mixed_lengths
 from scenarios.limits import greatest_requests, overlong_prompt
-from scenarios.memory import grow_and_shrink, lie_idle, wait_to_be_killed
+from scenarios.memory import forget, grow_and_shrink, lie_idle, wait_to_be_killed
 from scenarios.planting import look_at_unwritten_memory, plan_with_an_absent_block
 from scenarios.pooling import embed
 from scenarios.prefixes import reset_prefix_cache, shared_prefixes
@@ -26,6 +26,7 @@ __all__ = [
     "announced",
     "beams",
     "embed",
+    "forget",
     "greatest_requests",
     "grow_and_shrink",
     "guessed",

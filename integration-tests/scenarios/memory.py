@@ -41,6 +41,12 @@ def lie_idle(session: Session, seconds: float = 1.0) -> dict[str, Any]:
     return {"memory_one_second_later": session.memory_after(seconds).as_dict()}
 
 
+def forget(session: Session) -> dict[str, Any]:
+    """Drop all prefixes and lie idle."""
+    was_reset = bool(session.llm.reset_prefix_cache())
+    return {"was_reset": was_reset, "memory_one_second_later": session.memory_after(1.0).as_dict()}
+
+
 def wait_to_be_killed(session: Session) -> dict[str, Any]:
     """Hold blocks of an unfinished answer until somebody kills this process."""
     request = {"prompt_token_ids": prompt("unfinished", 500)}

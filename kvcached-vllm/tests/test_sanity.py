@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import gc
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,9 +15,11 @@ import torch
 from vllm.v1.core.kv_cache_utils import KVCacheBlock
 from vllm.v1.core.sched.output import CachedRequestData, NewRequestData, SchedulerOutput
 from vllm.v1.kv_cache_interface import (
+    ChunkedLocalAttentionSpec,
     FullAttentionSpec,
     KVCacheGroupSpec,
     KVCacheSpec,
+    MambaSpec,
     SlidingWindowSpec,
     UniformTypeKVCacheSpecs,
 )
@@ -33,6 +36,10 @@ BLOCK_BYTES = 16 << 10
 _SHAPE: dict[str, Any] = {"num_kv_heads": 1, "head_size": 64, "dtype": torch.float32}
 FULL = FullAttentionSpec(block_size=TOKENS, **_SHAPE)
 WINDOW = SlidingWindowSpec(block_size=TOKENS, sliding_window=2 * TOKENS, **_SHAPE)
+CHUNKS = ChunkedLocalAttentionSpec(block_size=TOKENS, attention_chunk_size=2 * TOKENS, **_SHAPE)
+STATES = MambaSpec(
+    block_size=TOKENS, shapes=((4, 4),), dtypes=(torch.float32,), mamba_cache_mode="align"
+)
 
 
 class Rank:
@@ -236,6 +243,27 @@ def test_blocks_that_have_left_a_sliding_window_are_not_checked(
     check.check(plan(begin("a", [40, 1, 2, 3], [1], computed=47)), 1)
     with pytest.raises(SanityError, match="block 40"):
         check.check(plan(begin("b", [40, 1, 2, 3], [1], computed=46)), 2)
+
+
+@pytest.mark.parametrize(
+    ("spec", "tokens"),
+    # A chunk of 32 tokens begins with the 33rd; the state after 17 tokens lies in the second block.
+    [(CHUNKS, 2 * TOKENS), (STATES, TOKENS + 1)],
+    ids=["chunks", "states"],
+)
+def test_blocks_before_a_chunk_or_a_state_are_not_checked(
+    rank: Rank, spec: KVCacheSpec, tokens: int
+) -> None:
+    check = rank.check(spec, FULL)
+    check.check(plan(begin("a", [40, 1, 2, 3], [1], computed=tokens)), 1)
+    with pytest.raises(SanityError, match="block 40"):
+        check.check(plan(begin("b", [40, 1, 2, 3], [1], computed=tokens - 1)), 2)
+
+
+def test_the_one_state_of_a_request_is_always_checked(rank: Rank) -> None:
+    check = rank.check(dataclasses.replace(STATES, block_size=8192, mamba_cache_mode="none"))
+    with pytest.raises(SanityError, match="block 40"):
+        check.check(plan(begin("a", [40], computed=5000)), 1)
 
 
 def test_full_attention_with_a_window_keeps_its_blocks_and_is_checked_whole(rank: Rank) -> None:
