@@ -119,7 +119,7 @@ def test_both_halves_of_an_extent_are_granules_of_its_own(driver: _C.Driver) -> 
     assert geometry.extent_bytes(granule) == 2 * len(LAYERS) * granule
 
 
-@pytest.mark.parametrize("available", [3 << 20, (5 << 20) + 4097, 10**9 + 7])
+@pytest.mark.parametrize("available", [7 << 20, (9 << 20) + 4097, 10**9 + 7])
 def test_a_budget_is_lowered_so_that_no_half_shares_a_granule(
     available: int, driver: _C.Driver
 ) -> None:
