@@ -141,6 +141,12 @@ def test_a_seed_that_sglang_draws_is_where_we_look_for_it() -> None:
     assert callable(get_device)
 
 
+def test_a_batch_that_is_taken_for_full_says_so_where_we_change_it() -> None:
+    from sglang.srt.managers.schedule_batch import ScheduleBatch
+
+    assert ScheduleBatch.batch_is_full is False
+
+
 def test_requests_and_prefix_caches_have_what_we_read() -> None:
     from sglang.srt.managers.schedule_batch import Req
     from sglang.srt.mem_cache.base_prefix_cache import BasePrefixCache, EvictParams
