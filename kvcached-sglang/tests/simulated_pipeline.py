@@ -83,7 +83,7 @@ class Stage(Scheduler):
         self, device: Device, stage: int, mail: Mail, cap: int, chunk: int | None, late: int
     ) -> None:
         super().__init__(device, among_stages(STAGES), cap, chunk)
-        self.running_mbs = [SimpleNamespace(reqs=[]) for _ in range(STAGES)]
+        self.running_mbs = [SimpleNamespace(reqs=[], batch_is_full=False) for _ in range(STAGES)]
         self.mbs: list[Any] = [None] * STAGES
         self.last_mbs: list[Any] = [None] * STAGES
         self.stage = stage
@@ -166,7 +166,10 @@ class Stage(Scheduler):
         self._finish(seen)
         self.running_batch = whole
         running = self.running_mbs[microbatch]
-        running.reqs = [request for request in running.reqs if not request.finished()]
+        left = [request for request in running.reqs if not request.finished()]
+        if len(left) < len(running.reqs):
+            running.batch_is_full = False
+        running.reqs = left
         self.last_mbs[microbatch] = batch
 
     def _check_all_sums(self) -> None:

@@ -116,7 +116,7 @@ class Scheduler(SimpleNamespace):
         where prompts are taken in whole."""
         allocator = HookedAllocator()
         super().__init__(
-            running_batch=SimpleNamespace(reqs=[]),
+            running_batch=SimpleNamespace(reqs=[], batch_is_full=False),
             last_batch=None,
             waiting_queue=[],
             chunked_req=None,
@@ -190,10 +190,15 @@ class Scheduler(SimpleNamespace):
                 budget = 0
             else:
                 self.chunked_req = None
-        while (
-            budget > 0 and self.waiting_queue and self._asks(self.waiting_queue[0], budget) <= room
-        ):
+        running = self.running_batch
+        if not running.reqs:
+            running.batch_is_full = False
+        while budget > 0 and self.waiting_queue and not running.batch_is_full:
             request = self.waiting_queue[0]
+            if self._asks(request, budget) > room:
+                # Nobody is asked again until a request leaves, or somebody opens it.
+                running.batch_is_full = bool(taken or running.reqs)
+                break
             if request.tokens > budget and self.chunked_prefill_size is None and taken:
                 break
             del self.waiting_queue[0]
@@ -221,6 +226,7 @@ class Scheduler(SimpleNamespace):
         running: list[Request] = self.running_batch.reqs
         while running and len(running) > self._available() + self.tree_cache.evictable_size():
             retracted = running.pop()
+            self.running_batch.batch_is_full = False
             self._note("retracts", retracted.number)
             self._allocator.free(torch.cat(retracted.pages))
             retracted.pages, retracted.gone = [], 0
@@ -256,6 +262,7 @@ class Scheduler(SimpleNamespace):
             if len(request.output_ids) >= request.answer:
                 self._note("ends", request.number)
                 running.remove(request)
+                self.running_batch.batch_is_full = False
                 self.tree_cache.keep(torch.cat(request.pages))
 
 

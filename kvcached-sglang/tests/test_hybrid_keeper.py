@@ -28,7 +28,7 @@ class Tree:
 
 def _engine(prompt: int) -> Any:
     return SimpleNamespace(
-        running_batch=SimpleNamespace(reqs=[]),
+        running_batch=SimpleNamespace(reqs=[], batch_is_full=False),
         last_batch=None,
         waiting_queue=[SimpleNamespace(origin_input_ids=[0] * prompt, output_ids=[])],
         chunked_req=None,

@@ -42,7 +42,7 @@ class Engine(SimpleNamespace):
 
     def __init__(self, supply: PageSupply) -> None:
         super().__init__(
-            running_batch=SimpleNamespace(reqs=[]),
+            running_batch=SimpleNamespace(reqs=[], batch_is_full=False),
             last_batch=None,
             waiting_queue=[],
             chunked_req=None,
@@ -231,6 +231,17 @@ def test_the_rest_of_a_prompt_that_is_half_in_is_promised_to_it_until_it_is_in(
     engine.wait(4)
     kept.before_batch()
     assert denied.promised == [40 + 2, 8 + 2, 0]
+
+
+@pytest.mark.parametrize(("pages", "stays"), [(9, True), (10, True), (11, False)])
+def test_a_batch_that_sglang_took_for_full_is_open_again_when_more_is_granted(
+    make: MakeKeeper, engine: Engine, pages: int, stays: bool
+) -> None:
+    kept = make()
+    kept._grant(10)
+    engine.running_batch.batch_is_full = True
+    kept._grant(pages)
+    assert engine.running_batch.batch_is_full == stays
 
 
 def test_nothing_stays_promised_to_a_prompt_that_was_given_up(

@@ -62,6 +62,7 @@ class MemoryKeeper:
         self._reporter = reporter
         self._policy = policy
         self._working = working
+        self._granted = 0
         self._idle_since: float | None = None
         self._idle_turns = 0
         self._next_look = 0.0
@@ -103,9 +104,21 @@ class MemoryKeeper:
         self._balance(idle=False)
         self._fetch(needs)
         terms = self._agree(needs, evict)
-        supply.grant(terms.pages)
+        self._grant(terms.pages)
         self._drop(terms.evict)
         self._tell_if_starved(needs)
+
+    def _grant(self, pages: int) -> None:
+        """On every rank at the same turn, with the same pages."""
+        self._supply.grant(pages)
+        if pages > self._granted:
+            # SGLang takes a batch that a request did not fit into for full until a request leaves.
+            for batch in self._running_batches():
+                batch.batch_is_full = False
+        self._granted = pages
+
+    def _running_batches(self) -> list[Any]:
+        return [self._scheduler.running_batch]
 
     def _agree(self, needs: Needs, evict: int) -> Terms:
         """The terms of the next batch, where this rank has `evict` tokens to drop."""
@@ -162,7 +175,7 @@ class MemoryKeeper:
                 self._working.give_back()
         pool.promise(0)
         terms = self._agree_idle(evict)
-        supply.grant(terms.pages)
+        self._grant(terms.pages)
         self._drop(terms.evict)
         if settled or ordered or pool.in_flight or any(pool.pressure):
             self._balance(idle=settled)

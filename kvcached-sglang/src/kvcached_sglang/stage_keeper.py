@@ -33,6 +33,9 @@ class StageKeeper(MemoryKeeper):
     def _is_stuck(self) -> bool:
         return requests_of(self._scheduler) == 0
 
+    def _running_batches(self) -> list[Any]:
+        return list(self._scheduler.running_mbs)
+
     def _needs(self) -> Needs:
         return needs_of_stage(self._scheduler, self._supply.page_size)
 
