@@ -7,7 +7,7 @@ VLLM_VERSIONS = (
     *("0.33", "0.32", "0.31", "0.30", "0.29", "0.28", "0.27", "0.26", "0.25", "0.24", "0.23"),
     *("0.22", "0.20", "0.17", "0.14", "0.11", "0.10", "0.9"),
 )
-OLDEST_VLLM_ON_CPU = "0.17"
+OLDEST_VLLM_ON_CPU = "0.14"
 # Refused: only its sources are fetched, and say why.
 REFUSED_VLLM_VERSIONS = ("0.8",)
 SGLANG_VERSIONS = ("0.5.23", "0.5.14")

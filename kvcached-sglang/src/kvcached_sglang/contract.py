@@ -160,6 +160,13 @@ def _seed() -> str | None:
     return None if callable(declare_resolution) and callable(get_device) else "kept elsewhere"
 
 
+def _full_batch() -> str | None:
+    from sglang.srt.managers.schedule_batch import ScheduleBatch
+
+    known = ScheduleBatch.batch_is_full is False
+    return None if known else "a batch tells in another way that it takes nobody"
+
+
 def _requests() -> str | None:
     from sglang.srt.managers.schedule_batch import Req
     from sglang.srt.mem_cache.base_prefix_cache import BasePrefixCache, EvictParams
@@ -269,6 +276,7 @@ SEAMS = (
     Seam("the maker of pools", _builder, launched=False),
     Seam("a scheduler", _scheduler),
     Seam("a random seed that is drawn", _seed),
+    Seam("a batch that is full", _full_batch),
     Seam("requests and prefix caches", _requests),
     Seam("an allocator's free pages", _free_pages),
     Seam("a pipeline's turns", _turns, launched=False),
