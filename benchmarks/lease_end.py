@@ -71,13 +71,17 @@ class End:
     """Until its ledger had no such lease."""
     process: float
     """Until its process had ended."""
+    beside: float
+    """Until the process of the same rank of the engine beside it had ended."""
 
 
 class LeaseEnd:
     """The leases of the one engine beside the neighbours."""
 
-    def __init__(self, rows: Path) -> None:
+    def __init__(self, rows: Path, beside: dict[int, int]) -> None:
+        """`beside`: process ids by rank of the engine that it is compared with."""
         self._rows = rows
+        self._beside = beside
         self.first = self._leases()
         """Process ids by rank when the look began."""
 
@@ -85,8 +89,10 @@ class LeaseEnd:
         """By rank, from `since`, of time.time(); `patience` for what did not come."""
         leases: dict[int, float] = {}
         processes: dict[int, float] = {}
-        while time.time() - since < patience and not len(leases) == len(processes) == len(
-            self.first
+        others: dict[int, float] = {}
+        while time.time() - since < patience and not (
+            leases.keys() == processes.keys() == self.first.keys()
+            and others.keys() == self._beside.keys()
         ):
             there = self._leases()
             now = time.time() - since
@@ -95,9 +101,12 @@ class LeaseEnd:
                     leases.setdefault(rank, now)
                 if not _lives(pid):
                     processes.setdefault(rank, now)
+            for rank, pid in self._beside.items():
+                if not _lives(pid):
+                    others.setdefault(rank, now)
             time.sleep(_LOOK)
         return {
-            rank: End(leases.get(rank, patience), processes.get(rank, patience))
+            rank: End(*(found.get(rank, patience) for found in (leases, processes, others)))
             for rank in self.first
         }
 

@@ -2,7 +2,8 @@
 
 Both servers run at the same time under the same load; then SIGKILL goes to one worker of each. What
 vLLM does then, kvcached must leave alone: both servers end, with the same status. The memory that
-the dead rank and the other one had accounted for must be its neighbours' within a second.
+the dead rank and the other one had accounted for must be its neighbours' within a second of the end
+of each process. When the other rank ends, which stands in a collective, is vLLM's to say.
 
 Every device has such a neighbour, as a pager of another engine would be: somebody has to look
 whether the owners of leases live. Before the kill both servers are asked what their ranks talk to
@@ -127,7 +128,7 @@ def measure(report: Report, options: argparse.Namespace) -> None:
         time.sleep(BEFORE)
         running = wait_until_busy(both)
         busy = blocks_in_use(rows)
-        leases = LeaseEnd(rows)
+        leases = LeaseEnd(rows, {int(told["rank"]): int(told["pid"]) for told in ranks["vanilla"]})
         if not leases.first:
             raise EngineFailed("the elastic engine has no lease")
         killed = time.time()
@@ -222,9 +223,11 @@ def add_end(
     report.add(Row("ended after", Samples("s", [ours]), parts=parts))
     for rank, end in sorted(back.items()):
         which = "killed" if rank == dead else "other"
-        ends = {"process ended": Samples("s", [end.process])}
-        seconds = Samples("s", [end.lease])
-        report.add(Row(f"the {which} rank's lease back after", seconds, BACK, ends))
+        ends = {"elastic": Samples("s", [end.process]), "vanilla": Samples("s", [end.beside])}
+        report.add(Row(f"the {which} rank's process ended after", ends["elastic"], None, ends))
+        # Memory that a process may still write to is nobody else's.
+        late = Samples("s", [end.lease - end.process])
+        report.add(Row(f"the {which} rank's lease back after its process ended", late, BACK))
 
 
 def main() -> int:

@@ -24,7 +24,7 @@ class Budget:
 
     @property
     def one_peak(self) -> int:
-        """What one model needs at its peak. vLLM keeps one block for itself."""
+        """What one model needs at its peak. vLLM keeps one block for itself, SGLang a page."""
         return (self.conversations + 1) * self.block_bytes
 
     @property

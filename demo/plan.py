@@ -6,7 +6,7 @@ Deterministic: both set-ups get the same questions in the same order with the sa
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 ASKED = (
@@ -55,6 +55,11 @@ class Plan:
     def models(self) -> tuple[str, ...]:
         """The names under which models are served, in the order of their first burst."""
         return tuple(dict.fromkeys(burst.model for burst in self.bursts))
+
+    def renamed(self, names: tuple[str, ...]) -> Plan:
+        """The same for models of these names."""
+        new = dict(zip(self.models, names, strict=True))
+        return Plan(tuple(replace(burst, model=new[burst.model]) for burst in self.bursts))
 
     @property
     def requests(self) -> int:

@@ -11,9 +11,9 @@ from typing import final
 import psutil
 
 STOP_SECONDS = 15.0
-SHARED_MEMORY = re.compile(r"/dev/shm/(psm_|sem\.mp-)[^/ ]+$")
-"""Python's shared memory and semaphores, by which vLLM's processes pass requests to each other. A
-process that is killed leaves its own behind."""
+SHARED_MEMORY = re.compile(r"/dev/shm/(psm_|sem\.mp-|sgl_shm_|sglang_)[^/ ]+$")
+"""Python's shared memory and semaphores, by which vLLM's processes pass requests to each other, and
+SGLang's. A process that is killed leaves its own behind."""
 
 
 @final

@@ -15,12 +15,12 @@ CLAIM = 3.0
 """Where the budget is split, the slowest first token takes at least this many times as long."""
 
 
-def comparison(static: Outcome, shared: Outcome, budget: Budget) -> Table:
+def comparison(static: Outcome, shared: Outcome, budget: Budget, engines: str) -> Table:
     """A table of what both set-ups did and held."""
     title = f"Two models, {in_binary_units(budget.shared)} for both KV caches, the same requests"
     table = Table(title=title, title_justify="left")
     table.add_column("")
-    table.add_column("split in halves:\nvanilla vLLM", justify="right")
+    table.add_column(f"split in halves:\nvanilla {engines}", justify="right")
     table.add_column("shared:\nwith kvcached", justify="right", style="bold")
 
     def row(title: str, read: Callable[[Outcome], str]) -> None:

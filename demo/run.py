@@ -12,29 +12,18 @@ from rich.text import Text
 
 from demo import kvtop
 from demo.budget import Budget
+from demo.engine import Engine
+from demo.engines import label_of
 from demo.machine import Machine
 from demo.memory import Meter, Sample, Sampler
 from demo.outcome import Outcome
-from demo.plan import BLOCK_TOKENS, Plan
+from demo.plan import Plan
 from demo.screen import Screen
 from demo.server import Server, ServerOptions, running
 from demo.workload import Workload
 
 STATIC = "static split"
 SHARED = "shared"
-
-QUIET = {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
-
-COMMON_FLAGS = (
-    *("--max-model-len", "1024"),
-    *("--max-num-seqs", "32"),
-    *("--block-size", str(BLOCK_TOKENS)),
-    # Compilation takes longer than the demo saves by it.
-    "--enforce-eager",
-    # In 16 bits an answer depends on which other requests share its batch: rounding decides
-    # between two likely words. In 32 bits answers can be compared word by word.
-    *("--dtype", "float32"),
-)
 
 
 class NotElastic(RuntimeError):
@@ -46,6 +35,8 @@ class Setting:
     """What both set-ups have in common."""
 
     machine: Machine
+    engines: tuple[Engine, ...]
+    """Of the plan's models, in their order."""
     model: str
     flags: tuple[str, ...]
     """Those that the user gave."""
@@ -53,23 +44,29 @@ class Setting:
     budget: Budget
     logs: Path
 
+    @property
+    def label(self) -> str:
+        """The engines, as a reader wants them called."""
+        return label_of(self.engines)
+
 
 def run_static(setting: Setting, screen: Screen) -> Outcome:
-    """Vanilla vLLM, half of the budget each. Raises ServerFailed and RequestFailed."""
-    screen.begin("1 of 2: static split, vanilla vLLM", setting.budget.shared)
+    """Vanilla engines, half of the budget each. Raises ServerFailed and RequestFailed."""
+    screen.begin(f"1 of 2: static split, vanilla {setting.label}", setting.budget.shared)
     half = setting.budget.half
-    environment = {**QUIET, "ENABLE_KVCACHED": "false"}
+    environment = {"ENABLE_KVCACHED": "false"}
     with _servers(setting, screen, STATIC, half, lambda _: environment) as servers:
         meters = {one.served_model: setting.machine.fixed_meter(one, half) for one in servers}
         return _play(setting, screen, STATIC, servers, meters, lambda: None)
 
 
 def run_shared(setting: Setting, screen: Screen) -> tuple[Outcome, Text | None]:
-    """vLLM with kvcached, one budget for both; and what kvtop showed in the middle.
+    """Engines with kvcached, one budget for both; and what kvtop showed in the middle.
 
     Raises NotElastic, ServerFailed and RequestFailed.
     """
-    screen.begin("2 of 2: one budget shared, vLLM with kvcached", setting.budget.shared)
+    turn = f"2 of 2: one budget shared, {setting.label} with kvcached"
+    screen.begin(turn, setting.budget.shared)
     frames: list[Text] = []
 
     def look(ledgers: Path) -> None:
@@ -83,7 +80,6 @@ def run_shared(setting: Setting, screen: Screen) -> tuple[Outcome, Text | None]:
 
         def environment(model: str) -> dict[str, str]:
             return {
-                **QUIET,
                 "ENABLE_KVCACHED": "true",
                 "KVCACHED_REQUIRED": "true",
                 "KVCACHED_CAPACITY": str(setting.budget.shared),
@@ -113,16 +109,16 @@ def _servers(
     kv_bytes: int,
     environment: Callable[[str], Mapping[str, str]],
 ) -> Iterator[list[Server]]:
-    flags = (*COMMON_FLAGS, *setting.machine.flags, "--kv-cache-memory-bytes", str(kv_bytes))
     options = [
         ServerOptions(
+            engine=engine,
             model=setting.model,
             served_model=model,
-            flags=(*flags, *setting.flags),
-            environment=environment(model),
+            flags=(*engine.flags(kv_bytes, setting.budget), *setting.flags),
+            environment={**engine.environment, **environment(model)},
             log=setting.logs / f"{name.replace(' ', '-')}-{model}.log",
         )
-        for model in setting.plan.models
+        for model, engine in zip(setting.plan.models, setting.engines, strict=True)
     ]
     try:
         with running(options, screen.starting) as servers:

@@ -31,8 +31,11 @@ SPARK_SAMPLES = 10
 COLOURS = ("cyan", "magenta")
 """The models', in the order of their first burst."""
 
-LOG_PREFIX = re.compile(r"^(\(\w+ pid=\d+\) )?(\w+ +\d\d-\d\d [\d:]+ \[[^]]*\] )?")
-"""Which process of vLLM wrote a line, when and where: not what someone waiting wants to read."""
+LOG_PREFIX = re.compile(
+    r"^(\(\w+ pid=\d+\) )?(\w+ +\d\d-\d\d [\d:]+ \[[^]]*\] )?(\[\d{4}-[-\d]+ [\d:]+[^]]*\] )?"
+)
+"""Which process of an engine wrote a line, when and where: nothing that someone waiting wants to
+read."""
 
 
 @final

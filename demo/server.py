@@ -1,4 +1,4 @@
-"""Starts `vllm serve`, waits until it answers, and stops it and all its processes."""
+"""Starts an engine's server, waits until it answers, and stops it and all its processes."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from typing import final
 
 import httpx
 
+from demo.engine import Engine
 from demo.processes import ProcessTree
 
 READY_SECONDS = 400.0
@@ -31,8 +32,9 @@ class ServerFailed(RuntimeError):
 
 @dataclass(frozen=True)
 class ServerOptions:
-    """How one `vllm serve` is started."""
+    """How one server is started."""
 
+    engine: Engine
     model: str
     served_model: str
     """The name that requests give."""
@@ -43,7 +45,7 @@ class ServerOptions:
 
 @final
 class Server:
-    """One `vllm serve`; see `running`, which stops it whatever happens."""
+    """One server; see `running`, which stops it whatever happens."""
 
     def __init__(self, options: ServerOptions) -> None:
         self.options = options
@@ -94,7 +96,8 @@ class Server:
     def failed(self, what: str) -> ServerFailed:
         """What went wrong, with the log's path and its end."""
         tail = self._log_lines()[-LINES_SHOWN_ON_FAILURE:]
-        first = f"vllm serve for {self.served_model} {what}; its log: {self.options.log}"
+        program = self.options.engine.program
+        first = f"{program} for {self.served_model} {what}; its log: {self.options.log}"
         return ServerFailed("\n".join([first, "", *tail]))
 
     def last_log_line(self) -> str:
@@ -114,10 +117,9 @@ class Server:
 
     def _command(self) -> list[str]:
         bound = [sys.executable, "-m", "demo.bound", str(os.getpid())]
-        vllm = str(Path(sys.executable).parent.absolute() / "vllm")
-        address = ["--host", "127.0.0.1", "--port", str(self.port)]
-        name = ["--served-model-name", self.served_model]
-        return [*bound, vllm, "serve", self.options.model, *address, *name, *self.options.flags]
+        engine = self.options.engine
+        serve = engine.command(self.options.model, self.served_model, self.port)
+        return [*bound, *serve, *self.options.flags]
 
     def _healthy(self) -> bool:
         try:

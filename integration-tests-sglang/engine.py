@@ -27,7 +27,6 @@ ARGUMENTS: dict[str, Any] = {
     "max_running_requests": 16,
     "chunked_prefill_size": 256,
     "disable_cuda_graph": True,
-    "random_seed": 7,
     "log_level": "warning",
 }
 if version("sglang").startswith(("0.5.10", "0.5.11", "0.5.12")):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from kvcached import _C
+from kvcached import _C, inventory
 
 #: What is left to the engine of a capacity of CAPACITY: five extents, as with the small budget.
 CAPACITY = 18 * 262144
@@ -34,6 +35,28 @@ def _take(lease: _C.Lease, size: int) -> None:
         if time.monotonic() > deadline:
             raise TimeoutError(f"the neighbour was not given {size} bytes: {said}")
         time.sleep(0.01)
+
+
+def live_bytes() -> int:
+    """What requests of the engines on this device hold, as their ledger tells."""
+    devices, _ = inventory.devices(Path(os.environ["KVCACHED_SHM_DIR"]))
+    return sum(lease.live for device in devices for lease in device.leases)
+
+
+def grasp(done: threading.Event) -> None:
+    """Somebody wants MOST, to which it is entitled, and takes every granule that it can have until
+    `done`."""
+    global left_at
+    lease = _join()
+    held = 0
+    while not done.is_set():
+        if lease.resize(MOST) == "granted":
+            done.wait()
+        while held < MOST and lease.resize(held + _GRANULE) == "granted":
+            held += _GRANULE
+        time.sleep(0.002)
+    left_at = time.monotonic()
+    lease.leave()
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import threading
 import time
 from typing import Any
 
@@ -64,6 +65,41 @@ def beside_a_neighbour(engine: Any) -> Answers:
     """The crowd while somebody else holds most of the device, and wants it for a while longer."""
     with neighbour.holding(neighbour.MOST):
         return crowd(engine)
+
+
+#: Of a prompt that comes in by many chunks, and its answer.
+_LONG = (4000, 8)
+
+
+def long_prompt(engine: Any) -> Answers:
+    """One prompt of many chunks."""
+    return _ask(engine, [_prompt(random.Random(7), _LONG[0])], [_LONG[1]])
+
+
+def long_prompt_beside_a_neighbour(engine: Any) -> Answers:
+    """The same; when some of it is in, somebody comes and takes all that it can have until the
+    answer is there."""
+    answers: Answers = engine.loop.run_until_complete(_half_in_beside_a_neighbour(engine))
+    return answers
+
+
+async def _half_in_beside_a_neighbour(engine: Any) -> Answers:
+    prompt = _prompt(random.Random(7), _LONG[0])
+    wanted = {**GREEDY, "max_new_tokens": _LONG[1]}
+    asked = asyncio.ensure_future(engine.async_generate(input_ids=prompt, sampling_params=wanted))
+    some = neighbour.live_bytes() + 2 * 262144
+    while neighbour.live_bytes() < some:
+        await asyncio.sleep(0.002)
+    answered = threading.Event()
+    it = threading.Thread(target=neighbour.grasp, args=(answered,))
+    assert not asked.done()
+    it.start()
+    try:
+        answer = await asyncio.wait_for(asked, 45)
+    finally:
+        answered.set()
+        it.join()
+    return [answer["output_ids"]]
 
 
 def pressed_while_idle(engine: Any) -> Answers:

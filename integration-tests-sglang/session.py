@@ -23,7 +23,7 @@ import kv_memory
 import kvcached_sglang
 import neighbour
 import scenarios
-from kvcached_sglang import launched
+from kvcached_sglang import launched, versions
 
 
 class Peak(threading.Thread):
@@ -51,7 +51,7 @@ def _engine_class() -> Any:
     """SGLang's; before it had plugins, with the scheduler's process that our launcher passes."""
     from sglang.srt.entrypoints.engine import Engine
 
-    if not kvcached_sglang.needs_launcher(version("sglang")) or not kvcached_sglang.enabled():
+    if not versions.needs_launcher(version("sglang")) or not kvcached_sglang.enabled():
         return Engine
     launched.clean_up_at_exit()
     process = staticmethod(launched.run_scheduler_process)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
 import conftest
 from engine import Outcome
+
+pytestmark = pytest.mark.contract
 
 #: One extent of the tiny model on the host: a granule of 64 KiB in each of its four planes.
 EXTENT_BYTES = 4 * 65536

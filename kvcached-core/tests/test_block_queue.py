@@ -165,6 +165,12 @@ class QueueModel(RuleBasedStateMachine):
         self.free |= set(numbers) & set(self.cached)
         self.cached = [number for number in self.cached if number not in numbers]
 
+    @rule(number=st.integers(0, NUM_BLOCKS - 1))
+    def ask_whether_it_holds(self, number: int) -> None:
+        """What is used or cached holds what was written to it."""
+        held = number in self.used or number in self.cached
+        assert self.queue.holds(self.blocks[number]) == held
+
     @rule(keep=st.integers(0, 10))
     def look_for_the_coldest(self, keep: int) -> None:
         """At least the excess, cached ones alone, each once; nothing changes."""

@@ -79,8 +79,10 @@ class StageRequest(Request):
 class Stage(Scheduler):
     """One stage's scheduler, and its loop."""
 
-    def __init__(self, device: Device, stage: int, mail: Mail, cap: int, late: int) -> None:
-        super().__init__(device, among_stages(STAGES), cap, chunk=None)
+    def __init__(
+        self, device: Device, stage: int, mail: Mail, cap: int, chunk: int | None, late: int
+    ) -> None:
+        super().__init__(device, among_stages(STAGES), cap, chunk)
         self.running_mbs = [SimpleNamespace(reqs=[]) for _ in range(STAGES)]
         self.mbs: list[Any] = [None] * STAGES
         self.last_mbs: list[Any] = [None] * STAGES
@@ -134,14 +136,17 @@ class Stage(Scheduler):
         self._check_all_sums()
         # SGLang adds what it could evict to what it sees, and that is never below 0.
         assert self.supply._granted >= self.supply.used
-        if self.last_batch is not None and self.last_batch.began:
-            self.running_batch.reqs += [r for r in self.last_batch.reqs if not r.finished()]
-            self.last_batch.began = False
+        last = self.last_batch
+        if last is not None and last.began:
+            self.running_batch.reqs += [
+                it for it in last.reqs if it is not last.half_in and not it.finished()
+            ]
+            last.began = False
         begun = self._begun()
         if begun:
-            return SimpleNamespace(reqs=begun, began=True)
+            return SimpleNamespace(reqs=begun, began=True, half_in=self.chunked_req)
         decoding = self._decode()
-        return SimpleNamespace(reqs=decoding, began=False) if decoding else None
+        return SimpleNamespace(reqs=decoding, began=False, half_in=None) if decoding else None
 
     def _begun(self) -> list[Request]:
         running = list(self.running_batch.reqs)
@@ -153,8 +158,12 @@ class Stage(Scheduler):
     def _see_results(self, microbatch: int) -> None:
         batch = self.mbs[microbatch]
         whole = self.running_batch
-        self.running_batch = SimpleNamespace(reqs=list(batch.reqs))
-        self._finish(list(batch.reqs))
+        # The next chunk has gone to another microbatch by now, and may have been the last.
+        seen = [request for request in batch.reqs if request is not batch.half_in]
+        if batch.half_in is not None:
+            self._note("goes on", batch.half_in.number)
+        self.running_batch = SimpleNamespace(reqs=list(seen))
+        self._finish(seen)
         self.running_batch = whole
         running = self.running_mbs[microbatch]
         running.reqs = [request for request in running.reqs if not request.finished()]
@@ -162,7 +171,12 @@ class Stage(Scheduler):
 
     def _check_all_sums(self) -> None:
         batches = [it for it in (*self.running_mbs, *self.mbs, *self.last_mbs) if it is not None]
-        living = {id(it): it for batch in batches for it in batch.reqs if not it.finished()}
+        living = {
+            id(it): it
+            for batch in batches
+            for it in batch.reqs
+            if it is not self.chunked_req and not it.finished()
+        }
         whole = self.running_batch
         self.running_batch = SimpleNamespace(reqs=list(living.values()))
         self._check_sums()
@@ -177,12 +191,16 @@ class SimulatedPipeline:
         self.happened: Counter[str] = Counter()
         self._dice = random.Random(seed)
         mail = Mail(self._wait)
+        chunk = self._dice.choice((None, 3, 7))
         quiet: list[list[tuple[int, int, int]]] = [[] for _ in range(TURNS - BUSY)]
-        self._arrivals = [*arrivals(self._dice, BUSY), *quiet]
+        # Some are so long that offers are answered several times before all of a prompt is in.
+        longest = self._dice.choice((12, 30)) if chunk else 12
+        self._arrivals = [*arrivals(self._dice, BUSY, longest), *quiet]
         cap = self._dice.choice((-1, 0, 6))
         self._devices = [Device(where, rank, self._dice, self._wait) for rank in range(STAGES)]
         self._stages = [
-            Stage(device, stage, mail, cap, late) for stage, device in enumerate(self._devices)
+            Stage(device, stage, mail, cap, chunk, late)
+            for stage, device in enumerate(self._devices)
         ]
 
     @staticmethod

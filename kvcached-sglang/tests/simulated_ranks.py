@@ -13,6 +13,7 @@ from typing import Any
 from greenlet import getcurrent, greenlet
 from simulated_device import Device
 from simulated_scheduler import Scheduler, arrivals
+from simulated_window import WindowScheduler
 
 from kvcached_sglang.agreement import IDLE_TURNS, Agreement
 from kvcached_sglang.needs import is_idle
@@ -53,18 +54,22 @@ class _Meeting:
 class SimulatedRanks:
     """One schedule: everything that a seed can choose."""
 
-    def __init__(self, where: Path, seed: int, agree: MakeAgreement = Agreement) -> None:
+    def __init__(
+        self, where: Path, seed: int, agree: MakeAgreement = Agreement, windows: bool = False
+    ) -> None:
+        """`windows`: of the pages of sliding windows, and not those of full attention."""
         self.seed = seed
         self.happened: Counter[str] = Counter()
         """How often a rank decided what."""
         self._dice = random.Random(seed)
         self._meeting = _Meeting(self._wait)
-        self._arrivals = arrivals(self._dice, TURNS)
+        self._arrivals = arrivals(self._dice, TURNS, 30 if windows else 12)
         cap = self._dice.choice((-1, 0, 6))
         chunk = self._dice.choice((None, 3, 7))
+        kind = WindowScheduler if windows else Scheduler
         self._devices = [Device(where, rank, self._dice, self._wait) for rank in range(RANKS)]
         self.schedulers = [
-            Scheduler(device, agree(self._least_for(rank), RANKS), cap, chunk)
+            kind(device, agree(self._least_for(rank), RANKS), cap, chunk)
             for rank, device in enumerate(self._devices)
         ]
 

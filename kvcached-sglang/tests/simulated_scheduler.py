@@ -28,6 +28,8 @@ class Request:
     answer: int
     output_ids: list[int] = field(default_factory=list)
     pages: list[torch.Tensor] = field(default_factory=list)
+    gone: int = 0
+    """Tokens behind a window, whose pages were given back."""
 
     @property
     def tokens(self) -> int:
@@ -35,7 +37,11 @@ class Request:
 
     @property
     def in_place(self) -> int:
-        """Tokens that have pages."""
+        """Tokens that have pages, or had them."""
+        return self.gone + self.held
+
+    @property
+    def held(self) -> int:
         return sum(pages.numel() for pages in self.pages)
 
     def get_fill_ids(self) -> list[int]:
@@ -162,7 +168,7 @@ class Scheduler(SimpleNamespace):
     def _check_sums(self) -> None:
         """SGLang's own leak check."""
         half_in = [self.chunked_req] if self.chunked_req is not None else []
-        held = sum(request.in_place for request in (*self.running_batch.reqs, *half_in))
+        held = sum(request.held for request in (*self.running_batch.reqs, *half_in))
         cached = self.tree_cache.evictable_size()
         found = self._available() + cached + held + self.supply.withheld_tokens
         assert found == PAGES - 1, f"{found} of {PAGES - 1} pages are accounted for"
@@ -184,7 +190,9 @@ class Scheduler(SimpleNamespace):
                 budget = 0
             else:
                 self.chunked_req = None
-        while budget > 0 and self.waiting_queue and self.waiting_queue[0].tokens + 1 <= room:
+        while (
+            budget > 0 and self.waiting_queue and self._asks(self.waiting_queue[0], budget) <= room
+        ):
             request = self.waiting_queue[0]
             if request.tokens > budget and self.chunked_prefill_size is None and taken:
                 break
@@ -205,13 +213,17 @@ class Scheduler(SimpleNamespace):
         self.running_batch.reqs += [it for it in batch if it is not self.chunked_req]
         return batch
 
+    def _asks(self, request: Request, budget: int) -> int:
+        """Tokens that there must be room for before a request is begun."""
+        return request.tokens + 1
+
     def _decode(self) -> list[Request]:
         running: list[Request] = self.running_batch.reqs
         while running and len(running) > self._available() + self.tree_cache.evictable_size():
             retracted = running.pop()
             self._note("retracts", retracted.number)
             self._allocator.free(torch.cat(retracted.pages))
-            retracted.pages = []
+            retracted.pages, retracted.gone = [], 0
             self.waiting_queue.insert(0, retracted)
         if not running:
             return []
@@ -247,12 +259,15 @@ class Scheduler(SimpleNamespace):
                 self.tree_cache.keep(torch.cat(request.pages))
 
 
-def arrivals(dice: random.Random, turns: int) -> list[list[tuple[int, int, int]]]:
-    """What comes in at each turn; nothing after a while, so that engines come to rest."""
+def arrivals(
+    dice: random.Random, turns: int, longest: int = 12
+) -> list[list[tuple[int, int, int]]]:
+    """What comes in at each turn, prompts of `longest` tokens at most; nothing after a while, so
+    that engines come to rest."""
     numbers = iter(range(1000))
     return [
         [
-            (next(numbers), dice.randrange(1, 13), dice.randrange(1, 7))
+            (next(numbers), dice.randrange(1, longest + 1), dice.randrange(1, 7))
             for _ in range(dice.choice((0, 0, 1, 2)))
             if turn < turns // 2
         ]

@@ -119,6 +119,12 @@ def test_requests_that_decode_beside_chunks_take_a_token_a_chunk() -> None:
     assert paged.half_in == 300 // 16 + 2 + 10
 
 
+def test_a_prompt_that_has_just_come_in_is_the_oldest_where_nobody_runs() -> None:
+    came_in = SimpleNamespace(reqs=[request(500)])
+    assert needs_of(scheduler(last_batch=came_in), 1).oldest == 501
+    assert needs_of(scheduler(last_batch=came_in, running_batch=running(2)), 1).oldest == 11
+
+
 def test_a_prompt_that_is_half_in_is_the_oldest_where_nobody_runs() -> None:
     half_in = request(500, in_place=450)
     assert needs_of(scheduler(chunked_req=half_in), 1).oldest == 501

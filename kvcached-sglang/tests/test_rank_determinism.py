@@ -13,8 +13,10 @@ import random
 import tempfile
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -24,8 +26,10 @@ pytest.importorskip("greenlet")
 from simulated_device import PatientPool
 from simulated_ranks import Diverged, SimulatedRanks
 
-from kvcached_sglang import keeper
+from kvcached_sglang import hybrid_keeper, keeper
 from kvcached_sglang.agreement import Agreement, Terms
+from kvcached_sglang.hybrid_keeper import WindowKeeper
+from kvcached_sglang.keeper import MemoryKeeper
 from kvcached_sglang.needs import Needs
 from kvcached_sglang.page_supply import PageSupply
 
@@ -46,14 +50,14 @@ def no_clock(seed: int) -> SimpleNamespace:
     return SimpleNamespace(monotonic=monotonic)
 
 
-def run(seeds: range, agree: type[Agreement] = Agreement) -> Counter[str]:
+def run(seeds: range, agree: type[Agreement] = Agreement, windows: bool = False) -> Counter[str]:
     """Runs schedules; returns how often what happened in them."""
     happened: Counter[str] = Counter()
     in_memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
     with tempfile.TemporaryDirectory(prefix="kvcached-tests-", dir=in_memory) as where:
         for seed in seeds:
             with mock.patch.object(keeper, "time", no_clock(seed)):
-                ranks = SimulatedRanks(Path(where), seed, agree)
+                ranks = SimulatedRanks(Path(where), seed, agree, windows)
                 ranks.run()
             happened += ranks.happened
     return happened
@@ -70,6 +74,12 @@ def test_four_ranks_never_diverge() -> None:
         assert happened[what] > SCHEDULES // 20, happened
     # Offers are such that this is rare.
     assert happened["waits"] > 0, happened
+
+
+def test_four_ranks_never_diverge_over_windows_and_no_prompt_that_is_half_in_lacks_any() -> None:
+    happened = run(range(SCHEDULES // 5), windows=True)
+    for what in ("begins", "goes on", "takes", "leaves", "ends"):
+        assert happened[what] > SCHEDULES // 100, happened
 
 
 class Alone(Agreement):
@@ -112,6 +122,28 @@ def test_prompts_that_are_half_in_without_memory_for_the_rest_are_found_out(
     monkeypatch.setattr(Needs, "next_batch", only_the_batch)
     with pytest.raises(AssertionError, match=OUT_OF_MEMORY):
         run(range(300))
+
+
+def two_chunks(scheduler: Any, needs: Needs, page_size: int) -> Needs:
+    """Memory for two chunks of a prompt ahead, and not for all that a window holds."""
+    rest = min(needs.rest, needs.prefill)
+    return replace(needs, rest=rest, half_in=needs.chunk)
+
+
+def test_windows_that_have_memory_for_two_chunks_alone_are_found_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(hybrid_keeper, "needs_of_windows", two_chunks)
+    with pytest.raises(AssertionError, match=OUT_OF_MEMORY):
+        run(range(300), windows=True)
+
+
+def test_windows_of_a_prompt_that_is_begun_by_its_first_chunk_alone_are_found_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(WindowKeeper, "_own_terms", MemoryKeeper._own_terms)
+    with pytest.raises(AssertionError, match=OUT_OF_MEMORY):
+        run(range(300), windows=True)
 
 
 def test_memory_that_leaves_though_it_was_promised_is_found_out(

@@ -308,7 +308,7 @@ def test_two_pools_for_one_model_stop_the_engine() -> None:
 
 def test_a_hook_that_sglang_did_not_apply_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     name = next(iter(attachment._registered))
-    monkeypatch.setitem(attachment._registered, name, attachment._found(name))
+    monkeypatch.setitem(attachment._registered, name, attachment.found(name))
     reason = attachment.missing_hook()
     assert reason is not None
     assert name in reason

@@ -14,10 +14,12 @@ import pytest
 
 pytest.importorskip("greenlet")
 
+from simulated_device import PatientPool
 from simulated_pipeline import STAGES, SimulatedPipeline, Stuck
-from test_rank_determinism import no_clock
+from test_rank_determinism import OUT_OF_MEMORY, no_clock
 
 from kvcached_sglang import keeper
+from kvcached_sglang.needs import Needs
 
 SCHEDULES = int(os.environ.get("SCHEDULES", "1000")) // 5
 
@@ -36,10 +38,21 @@ def run(seeds: range, late: int = STAGES) -> Counter[str]:
 
 def test_three_stages_never_diverge_and_never_stand_still() -> None:
     happened = run(range(SCHEDULES))
-    for what in ("begins", "takes", "evicts", "retracts", "ends"):
+    for what in ("begins", "goes on", "takes", "evicts", "retracts", "ends"):
         assert happened[what] > SCHEDULES // 20, happened
     # What was offered as firm has stayed.
     assert happened["lacks"] == 0, happened
+
+
+def test_prompts_that_are_half_in_without_memory_for_the_rest_are_found_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Neither offered nor promised.
+    only_the_batch = property(lambda needs: needs.decode + needs.prefill)
+    monkeypatch.setattr(Needs, "next_batch", only_the_batch)
+    monkeypatch.setattr(PatientPool, "promise", lambda pool, pages: None, raising=False)
+    with pytest.raises(AssertionError, match=OUT_OF_MEMORY):
+        run(range(200))
 
 
 @pytest.mark.parametrize("late", [0, 1])

@@ -9,28 +9,31 @@ from pathlib import Path
 
 import pytest
 
-from kvcached_vllm import contract
+from kvcached_vllm import contract, sources
 
 SCHEDULER = "v1/core/sched/scheduler.py"
 MANAGER = "v1/core/kv_cache_manager.py"
+LAYERS = "model_executor/layers/attention_layer_base.py"
 
 
 @pytest.fixture
 def changed(tmp_path: Path) -> Callable[[str, str, str], list[str]]:
     """Breaks a copy of the installed vLLM's file by a regular expression; what is said then."""
-    root = contract.installed()._root
+    root = sources.installed()._root
     for folder in ("platforms", "config", "v1/core", "v1/worker", "distributed"):
         shutil.copytree(root / folder, tmp_path / folder, ignore=_all_but_sources)
     for file in ("kv_cache_interface", "request"):
         shutil.copy(root / f"v1/{file}.py", tmp_path / "v1")
+    (tmp_path / LAYERS).parent.mkdir(parents=True)
+    shutil.copy(root / LAYERS, tmp_path / LAYERS)
 
     def change(path: str, pattern: str, replacement: str) -> list[str]:
         file = tmp_path / path
         text, times = re.subn(pattern, replacement, file.read_text())
         assert times, f"{path} has nothing like {pattern}"
         file.write_text(text)
-        sources = contract.Sources(tmp_path)
-        return [*contract.broken(sources), *contract.broken(sources, "cuda")]
+        found = sources.Sources(tmp_path)
+        return [*contract.broken(found), *contract.broken(found, "cuda")]
 
     return change
 
@@ -40,8 +43,8 @@ def _all_but_sources(folder: str, names: list[str]) -> set[str]:
 
 
 def test_the_installed_engine_is_as_it_should_be() -> None:
-    sources = contract.installed()
-    assert [contract.broken(sources, device) for device in (None, "cpu", "cuda")] == [[], [], []]
+    found = sources.installed()
+    assert [contract.broken(found, device) for device in (None, "cpu", "cuda")] == [[], [], []]
 
 
 @pytest.mark.parametrize(
@@ -77,6 +80,12 @@ def test_the_installed_engine_is_as_it_should_be() -> None:
             "def drop(",
             "BlockPool has no method evict_blocks()",
         ),
+        (
+            "v1/core/block_pool.py",
+            r"def get_one_block\(",
+            "def find(",
+            "BlockHashToBlockMap has no method get_one_block()",
+        ),
         (MANAGER, r"get_num_blocks_to_allocate\(", "blocks_for(", "looks at the free count"),
         ("v1/kv_cache_interface.py", r"\blayers: |\bshared_by: ", "names: ", "in a new way"),
         ("v1/worker/gpu_worker.py", r"def wake_up\(", "def wake(", "has no method wake_up()"),
@@ -97,17 +106,22 @@ def test_what_an_engine_has_changed_is_named(
 @pytest.mark.parametrize(
     ("file", "device"), [("cpu_attn", "cpu"), ("flash_attn", "cuda"), ("flashinfer", "cuda")]
 )
-def test_attention_that_keeps_keys_apart_from_values_is_named(
+def test_attention_that_arranges_its_cache_in_a_new_way_is_named(
     tmp_path: Path, file: str, device: str
 ) -> None:
     folder = tmp_path / "v1/attention/backends"
     folder.mkdir(parents=True)
     shape = "class Backend:\n    def get_kv_cache_shape(num_blocks):\n        return {}, 3\n"
-    for outermost, named in (("2, num_blocks", True), ("num_blocks, 2", False)):
+    for outermost, named in (
+        ("num_blocks, 2", False),
+        ("2, num_blocks", False),
+        ("2, block_size, num_blocks", True),
+        ("block_size, num_blocks", True),
+    ):
         (folder / f"{file}.py").write_text(shape.format(outermost))
-        lines = contract.broken(contract.Sources(tmp_path), device)
-        found = [line for line in lines if "all keys lie before all values" in line]
-        assert bool(found) == named
+        lines = contract.broken(sources.Sources(tmp_path), device)
+        found = [line for line in lines if "the outermost dimension is not the block" in line]
+        assert bool(found) == named, outermost
 
 
 def test_an_allocation_that_is_made_another_way_is_named(

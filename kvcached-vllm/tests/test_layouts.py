@@ -32,7 +32,7 @@ class Vanilla:
 
 class Worker(ElasticWorker, Vanilla):
     def __init__(self, device: str, spec: KVCacheSpec) -> None:
-        self.device = SimpleNamespace(type=device)  # type: ignore[assignment]
+        self._device = SimpleNamespace(type=device)  # type: ignore[assignment]
         self._spec = spec
 
     def get_kv_cache_spec(self) -> dict[str, KVCacheSpec]:

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from vllm.distributed.kv_events import BlockRemoved
 from vllm.v1.core.block_pool import BlockPool
 from vllm.v1.core.kv_cache_utils import BlockHash, KVCacheBlock
 from vllm.v1.request import RequestStatus
@@ -29,7 +30,13 @@ class Engine:
     """An elastic block pool as the scheduler sees it, and the pager of its one rank."""
 
     def __init__(
-        self, path: Path, num_blocks: int, limit_bytes: int, cached: int | None, layers: int
+        self,
+        path: Path,
+        num_blocks: int,
+        limit_bytes: int,
+        cached: int | None,
+        layers: int,
+        events: bool,
     ) -> None:
         driver = _C.host_driver()
         driver.probe()
@@ -40,7 +47,9 @@ class Engine:
         self.pager = _C.Pager(driver, geometry, str(path), limit_bytes=limit_bytes)
         self.pager.start()
         self.row = _C.Row.attach(str(path))
-        self.block_pool = BlockPool(num_blocks, enable_caching=True, hash_block_size=TOKENS)
+        self.block_pool = BlockPool(
+            num_blocks, enable_caching=True, hash_block_size=TOKENS, enable_kv_cache_events=events
+        )
         self.ids = BlockIds(BLOCKS_PER_EXTENT, layers)
         # Running, so that it waits for the pager however slow the machine is.
         self.requests: dict[str, Any] = {"request": SimpleNamespace(status=RequestStatus.RUNNING)}
@@ -89,9 +98,14 @@ class Engine:
 def make_engine(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Any]:
     made: list[Engine] = []
 
-    def make(num_blocks: int = 256, limit_bytes: int = 0, cached: int | None = None) -> Engine:
+    def make(
+        num_blocks: int = 256,
+        limit_bytes: int = 0,
+        cached: int | None = None,
+        events: bool = False,
+    ) -> Engine:
         path = tmp_path / "engine.0.row"
-        made.append(Engine(path, num_blocks, limit_bytes, cached, request.param))
+        made.append(Engine(path, num_blocks, limit_bytes, cached, request.param, events))
         return made[-1]
 
     yield make
@@ -243,6 +257,19 @@ def test_the_same_calls_leave_the_same_prefixes_where_memory_is_plenty(
         assert pair.known_to(pair.elastic) == pair.known_to(pair.vanilla)
 
 
+def test_a_freed_block_without_a_prefix_is_no_cached_one(make_engine: Any) -> None:
+    engine: Engine = make_engine()
+    engine.supply.provide(12, "request", ())
+    blocks = engine.block_pool.get_new_blocks(12)
+    request: Any = SimpleNamespace(block_hashes=[BlockHash(bytes([n] * 32)) for n in range(8)])
+    engine.block_pool.cache_full_blocks(request, blocks, 0, 8, TOKENS, 0)
+    unhashed = engine.supply.pool.num_unhashed
+    engine.block_pool.free_blocks(reversed(blocks))
+    assert engine.supply.pool.num_cached == 8
+    assert engine.supply.pool.num_unhashed == unhashed + 4
+    engine.check()
+
+
 def test_at_its_limit_the_pool_refuses_as_vllms_does(make_engine: Any) -> None:
     engine: Engine = make_engine(num_blocks=256, limit_bytes=4 * EXTENT_BYTES)
     need = engine.supply.provide(100, "request", ())
@@ -303,6 +330,63 @@ def test_prefixes_above_the_cap_are_evicted_and_their_memory_goes(make_engine: A
     found = [h for h in hashes if engine.block_pool.get_cached_block(h, [0]) is not None]
     assert 0 < len(found) == engine.supply.pool.num_cached <= 8
     assert engine.supply.pool.usable_extents < 16
+
+
+def cache_copies(engine: Engine, hashes: list[BlockHash]) -> list[KVCacheBlock]:
+    """Blocks in use that hold these prefixes."""
+    engine.supply.provide(len(hashes), "request", ())
+    blocks = engine.block_pool.get_new_blocks(len(hashes))
+    request: Any = SimpleNamespace(
+        block_hashes=hashes,
+        all_token_ids=[0] * TOKENS * len(hashes),
+        lora_request=None,
+        mm_features=[],
+        cache_salt=None,
+        prompt_embeds=None,
+        session_id=None,
+    )
+    engine.block_pool.cache_full_blocks(request, blocks, 0, len(hashes), TOKENS, 0)
+    return blocks
+
+
+def test_a_prefix_whose_memory_went_is_no_hit_though_vllm_still_knows_it(make_engine: Any) -> None:
+    engine: Engine = make_engine(num_blocks=256, cached=0)
+    hashes = [BlockHash(bytes([number] * 32)) for number in range(8)]
+    blocks = cache_copies(engine, hashes)
+    assert engine.block_pool.get_cached_block(hashes[5], [0]) == [blocks[5]]
+    engine.block_pool.free_blocks(reversed(blocks))
+    engine.supply.tidy(idle=False)
+    assert engine.supply.pool.num_cached == 0
+    assert blocks[5].block_hash is not None, "vLLM has not been made to forget it"
+    assert engine.block_pool.get_cached_block(hashes[5], [0]) is None
+    # Its block goes to another request, and is that one's from there on.
+    again = cache_copies(engine, [BlockHash(bytes([100 + n] * 32)) for n in range(8)])
+    assert {block.block_id for block in again} & {block.block_id for block in blocks}
+    for number, block in enumerate(again):
+        key = BlockHash(bytes([100 + number] * 32))
+        assert engine.block_pool.get_cached_block(key, [0]) == [block]
+    assert not any(engine.block_pool.get_cached_block(old, [0]) for old in hashes)
+
+
+def test_of_two_copies_of_a_prefix_the_one_that_still_has_it_is_found(make_engine: Any) -> None:
+    engine: Engine = make_engine(num_blocks=256, cached=0)
+    hashes = [BlockHash(bytes([number] * 32)) for number in range(4)]
+    first, second = cache_copies(engine, hashes), cache_copies(engine, hashes)
+    engine.block_pool.free_blocks(reversed(first))
+    engine.supply.tidy(idle=False)
+    for key, block in zip(hashes, second, strict=True):
+        assert engine.block_pool.get_cached_block(key, [0]) == [block]
+
+
+def test_whoever_listens_hears_of_a_forgotten_prefix_at_once(make_engine: Any) -> None:
+    engine: Engine = make_engine(num_blocks=256, cached=0, events=True)
+    blocks = cache_copies(engine, [BlockHash(bytes([number] * 32)) for number in range(4)])
+    engine.block_pool.free_blocks(reversed(blocks))
+    engine.block_pool.take_events()
+    engine.supply.tidy(idle=False)
+    events = engine.block_pool.take_events()
+    assert [type(event) for event in events] == [BlockRemoved] * 4
+    assert all(block.block_hash is None for block in blocks)
 
 
 def test_the_null_block_is_never_free(make_engine: Any) -> None:

@@ -60,6 +60,9 @@ class BlockQueue {
     for (const std::uint32_t block : blocks) (void)pool_.forget(block);
   }
 
+  /// Whether a block's contents are still its own: used, or cached.
+  bool holds(nb::handle block) const { return pool_.holds(id_of(block)); }
+
   nb::list all_free() const {
     nb::list out;
     for (const std::uint32_t id : pool_.in_order()) out.append(at(id));
@@ -140,6 +143,9 @@ void bind_block_queue(nb::module_& module) {
       .def("forget", &BlockQueue::forget, nb::arg("blocks"),
            "Cached blocks whose prefix is gone become free, by their places in the engine's list; "
            "others are ignored.")
+      .def("holds", &BlockQueue::holds, nb::arg("block"),
+           "Whether what was written to a block is still there for whoever finds its prefix: it is "
+           "in use, or cached.")
       .def("get_all_free_blocks", &BlockQueue::all_free)
       .def("iter_blocks_after", &BlockQueue::after, nb::arg("cursor").none(),
            "Free blocks in the order of handing out, after the cursor.");

@@ -570,6 +570,9 @@ class BlockQueue(Generic[_BlockT]):
     def forget(self, blocks: Sequence[int]) -> None:
         """Cached blocks whose prefix is gone become free, by their places in the engine's list;
         others are ignored."""
+    def holds(self, block: _BlockT) -> bool:
+        """Whether what was written to a block is still there for whoever finds its prefix: it is
+        in use, or cached."""
     def get_all_free_blocks(self) -> list[_BlockT]:
         """Free blocks in the order of handing out."""
     def iter_blocks_after(self, cursor: _BlockT | None) -> Iterator[_BlockT]:

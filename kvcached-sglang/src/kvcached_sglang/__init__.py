@@ -9,19 +9,13 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import sys
 from importlib.metadata import PackageNotFoundError, distribution, version
+from importlib.util import find_spec
 
 __version__ = "0.1.0"
 
-#: The SGLang versions whose hooks this package knows: from the first on, below the second.
-SUPPORTED_SGLANG = ((0, 5, 11), (0, 5, 24))
-#: Those before, without plugins: python -m kvcached_sglang.launch_server.
-LAUNCHED_SGLANG = ((0, 5, 9), (0, 5, 11))
-#: Those whose tests with real engines all pass.
-VERIFIED_SGLANG = ("0.5.14", "0.5.23")
-
+_SCHEDULER = "sglang.srt.managers.scheduler"
 _TRUE = {"true", "1", "yes", "on", "t", "y"}
 _FALSE = {"false", "0", "no", "off", "f", "n"}
 
@@ -62,53 +56,12 @@ def required() -> bool:
     return _flag("KVCACHED_REQUIRED", False)
 
 
-def _text(number: tuple[int, ...]) -> str:
-    return ".".join(map(str, number))
-
-
-def supported_range() -> str:
-    """The supported SGLang versions as people read them."""
-    low, high = SUPPORTED_SGLANG
-    return f"{_text(low)} up to, not including, {_text(high)}"
-
-
-def _number(installed: str) -> tuple[int, ...] | None:
-    # "11rc1" and "12.post1" are the releases they belong to.
-    found = re.match(r"(\d+)\.(\d+)\.(\d+)", installed)
-    return None if found is None else tuple(map(int, found.groups()))
-
-
-def needs_launcher(installed: str) -> bool:
-    """Whether this SGLang version has no plugins, and is served by our launcher."""
-    number = _number(installed)
-    low, high = LAUNCHED_SGLANG
-    return number is not None and low <= number < high
-
-
 def installed_sglang() -> str | None:
     """SGLang's version, or None where it is not installed."""
     try:
         return version("sglang")
     except PackageNotFoundError:
         return None
-
-
-def version_reason(installed: str) -> str | None:
-    """Why this SGLang version is not served, or None."""
-    refusal = f"SGLang {installed} is installed; this version of kvcached works with "
-    number = _number(installed)
-    if number is None:
-        return refusal + supported_range()
-    low, high = SUPPORTED_SGLANG
-    if needs_launcher(installed):
-        return (
-            f"SGLang {installed} has no plugins: start it with "
-            "python -m kvcached_sglang.launch_server"
-        )
-    if number < low:
-        oldest = _text(LAUNCHED_SGLANG[0])
-        return f"{refusal}{oldest} and later: older ones cannot be given another KV cache"
-    return None if number < high else refusal + supported_range()
 
 
 def peer_installed() -> str | None:
@@ -130,7 +83,7 @@ def peer_installed() -> str | None:
 
 def _schedules() -> bool:
     # Launchers and schedulers; a detokenizer would load gigabytes of code for our hooks' sake.
-    return "sglang.srt.managers.scheduler" in sys.modules
+    return _SCHEDULER in sys.modules
 
 
 def register() -> None:
@@ -160,10 +113,20 @@ def _attach() -> str | None:
     installed = installed_sglang()
     if installed is None:
         return "the installed SGLang does not tell its version"
-    if (reason := version_reason(installed)) is not None:
+    from kvcached_sglang import versions
+
+    if (reason := versions.reason(installed)) is not None:
         return reason
+    if not versions.was_run(installed) and find_spec(_SCHEDULER) is None:
+        return versions.broken_reason(installed, [f"a scheduler: no module {_SCHEDULER}"])
     if not _schedules():
         return None
+    if not versions.was_run(installed):
+        from kvcached_sglang import contract
+
+        if broken := contract.broken(launched=False):
+            return versions.broken_reason(installed, broken)
+        say_once(f"kvcached: {versions.caution(installed, len(contract.seams(launched=False)))}")
     from kvcached_sglang import attachment
 
     return attachment.attach()

@@ -40,20 +40,21 @@ def attach() -> str | None:
     """Registers the hooks; returns why this SGLang has no place for them, or None."""
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
-    hooks = _hooks()
-    if isinstance(hooks, str):
-        return hooks
+    wanted = hooks()
+    if isinstance(wanted, str):
+        return wanted
     kinds = {"around": HookType.AROUND, "before": HookType.BEFORE, "after": HookType.AFTER}
-    for target, (kind, hook) in hooks.items():
+    for target, (kind, hook) in wanted.items():
         HookRegistry.register(target, hook, kinds[kind])
-        _registered[target] = _found(target)
+        _registered[target] = found(target)
     if multiprocessing.parent_process() is None:
         # A launcher: its schedulers end with it, by a signal at times.
         atexit.register(clean_up)
     return None
 
 
-def _hooks() -> dict[str, tuple[str, Callable[..., Any]]] | str:
+def hooks() -> dict[str, tuple[str, Callable[..., Any]]] | str:
+    """Our hooks by their targets, each with its kind; or why this SGLang has no place for them."""
     from kvcached_sglang import allocators, pools, scheduling
 
     builder = next((name for name in _BUILDERS if _has(f"{name}._init_pools")), None)
@@ -62,7 +63,7 @@ def _hooks() -> dict[str, tuple[str, Callable[..., Any]]] | str:
     # From 0.5.17 on all that a paged allocator frees passes here.
     paged_free = "_release_page_ids" if _has(f"{_PAGED}._release_page_ids") else "free"
     held = next(filter(_has, _HELD), _HELD[0])
-    hooks: dict[str, tuple[str, Callable[..., Any]]] = {
+    made: dict[str, tuple[str, Callable[..., Any]]] = {
         f"{builder}._init_pools": ("around", pools.init_pools),
         f"{builder}._profile_available_bytes": ("around", pools.profile_available_bytes),
         f"{_MC}.memory_pool.MHATokenToKVPool._create_buffers": ("around", pools.create_buffers),
@@ -81,25 +82,26 @@ def _hooks() -> dict[str, tuple[str, Callable[..., Any]]] | str:
     }
     of_full = held.replace("held_tokens", "held_full_tokens")
     if _has(of_full):  # until 0.5.20; what later versions sum up for full attention has no own name
-        hooks[of_full] = ("after", scheduling.session_held_tokens)
+        made[of_full] = ("after", scheduling.session_held_tokens)
     for allocator in (_TOKEN, _PAGED):
-        hooks[f"{allocator}.available_size"] = ("around", allocators.available_size)
-        hooks[f"{allocator}.alloc"] = ("around", allocators.alloc)
-        hooks[f"{allocator}.clear"] = ("around", allocators.clear)
+        made[f"{allocator}.available_size"] = ("around", allocators.available_size)
+        made[f"{allocator}.alloc"] = ("around", allocators.alloc)
+        made[f"{allocator}.clear"] = ("around", allocators.clear)
         if _has(f"{allocator}.get_all_free_pages"):  # 0.5.20 and later
-            hooks[f"{allocator}.get_all_free_pages"] = ("around", allocators.get_all_free_pages)
-    missing = [target for target in hooks if not _has(target)]
-    return f"this SGLang has no {missing[0]}" if missing else hooks
+            made[f"{allocator}.get_all_free_pages"] = ("around", allocators.get_all_free_pages)
+    missing = [target for target in made if not _has(target)]
+    return f"this SGLang has no {missing[0]}" if missing else made
 
 
-def _found(target: str) -> Any:
+def found(target: str) -> Any:
+    """What stands at a hook's target. Raises ImportError or AttributeError where nothing does."""
     owner, _, name = target.rpartition(".")
     return getattr(pkgutil.resolve_name(owner), name)
 
 
 def _has(target: str) -> bool:
     try:
-        _found(target)
+        found(target)
     except (ImportError, AttributeError):
         return False
     return True
@@ -108,7 +110,7 @@ def _has(target: str) -> bool:
 def missing_hook() -> str | None:
     """Which of our hooks SGLang has not applied, as a reason, or None. SGLang only logs it."""
     for target, before in _registered.items():
-        if _found(target) is before:
+        if found(target) is before:
             return f"SGLang did not apply the hook on {target}; its log says why"
     return None if _registered else "the hooks were not registered"
 

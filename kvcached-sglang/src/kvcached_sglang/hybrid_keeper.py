@@ -5,10 +5,11 @@ A page of one is no page of the other, and the pages of a window go while their 
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from kvcached_sglang.agreement import Terms
 from kvcached_sglang.keeper import MemoryKeeper
+from kvcached_sglang.window_needs import needs_of_windows
 
 if TYPE_CHECKING:
     from kvcached_sglang.needs import Needs
@@ -30,14 +31,19 @@ class WindowKeeper(MemoryKeeper):
         return size
 
     def _needs(self) -> Needs:
-        # What lies behind the window goes on the way: no prompt needs more than the next batch.
-        needs = super()._needs()
-        return replace(
-            needs,
-            prompts=min(needs.prompts, needs.prefill),
-            rest=min(needs.rest, needs.prefill),
-            half_in=needs.chunk,
-        )
+        return needs_of_windows(self._scheduler, super()._needs(), self._supply.page_size)
+
+    def _own_terms(self, needs: Needs, evict: int) -> Terms:
+        terms = super()._own_terms(needs, evict)
+        supply, cached = self._supply, self._cached_tokens() // self._supply.page_size
+        others = supply.used - cached
+        wanted = min(needs.next_batch, supply.pages - others)
+        if needs.rest == 0 or supply.free_pages + cached >= wanted:
+            return terms
+        # Of a prompt that will be cut SGLang asks for the first chunk alone, and would begin it. It
+        # counts on cached pages, too; the prompt needs all of these itself.
+        least = others + needs.decode + needs.half_in
+        return Terms(min(terms.pages, least), self._cached_tokens())
 
 
 class HybridKeeper:

@@ -21,10 +21,20 @@ def group_of(settings: Settings) -> str:
 def instance_of(server_args: Any, first_device: int) -> str:
     """What tells this engine, or this replica of it, from the others of its group.
 
-    All ranks of an engine are children of one process and got one set of arguments, in which
+    All ranks of an engine are children of one process and got one set of arguments, to which
     SGLang has drawn a random seed where the user gave none.
     """
-    return f"{os.getppid():x}-{server_args.random_seed & 0xFFFFFFFF:x}-{first_device}"
+    return f"{os.getppid():x}-{_seed(server_args) & 0xFFFFFFFF:x}-{first_device}"
+
+
+def _seed(server_args: Any) -> int:
+    seed = server_args.random_seed
+    if seed is None:
+        # Since 0.5.20 arguments stay as the user gave them; what was settled lies beside them.
+        from sglang.srt.runtime_context import get_device
+
+        seed = get_device().random_seed
+    return int(seed)
 
 
 def children_of(launcher: int) -> str:

@@ -3,13 +3,7 @@
 from __future__ import annotations
 
 from kvcached.hooks import EngineInfo, hookimpl
-from kvcached_sglang import (
-    VERIFIED_SGLANG,
-    installed_sglang,
-    needs_launcher,
-    supported_range,
-    version_reason,
-)
+from kvcached_sglang import installed_sglang, versions
 
 
 @hookimpl
@@ -17,9 +11,6 @@ def kvcached_engine_info() -> EngineInfo:
     """SGLang, and whether the installed one is served."""
     installed = installed_sglang()
     if installed is None:
-        return EngineInfo("sglang", None, supported_range(), "absent")
-    if version_reason(installed) is not None and not needs_launcher(installed):
-        level = "refused"
-    else:
-        level = "verified" if installed in VERIFIED_SGLANG else "contract"
-    return EngineInfo("sglang", installed, supported_range(), level)
+        return EngineInfo("sglang", None, versions.served_range(), "absent")
+    level = versions.best_level(installed)
+    return EngineInfo("sglang", installed, versions.served_range(), level)

@@ -109,8 +109,11 @@ class MemoryKeeper:
 
     def _agree(self, needs: Needs, evict: int) -> Terms:
         """The terms of the next batch, where this rank has `evict` tokens to drop."""
-        offer = self._supply.offer(needs.next_batch)
-        return self._agreement.settle(Terms(min(offer, self._supply.pages), evict))
+        return self._agreement.settle(self._own_terms(needs, evict))
+
+    def _own_terms(self, needs: Needs, evict: int) -> Terms:
+        """What this rank could do by itself."""
+        return Terms(min(self._supply.offer(needs.next_batch), self._supply.pages), evict)
 
     def _agree_idle(self, evict: int) -> Terms:
         """The same while there is no batch to come."""

@@ -18,11 +18,9 @@ from kvcached_sglang import (
     enabled,
     installed_sglang,
     launched,
-    needs_launcher,
     peer_installed,
     required,
     say_once,
-    version_reason,
 )
 
 
@@ -36,7 +34,7 @@ def main() -> int:
     except NotElastic as error:
         print(error, file=sys.stderr)
         return 2
-    if not elastic or not needs_launcher(installed_sglang() or ""):
+    if not elastic or not _needs_launcher():
         if not elastic:
             say_once("kvcached: vanilla: ENABLE_KVCACHED=false")
         warnings.filterwarnings("ignore", message=".*launch_server.*")
@@ -54,7 +52,15 @@ def _refusal() -> str | None:
         return peer
     if required() and not enabled():
         return "KVCACHED_REQUIRED=true, but ENABLE_KVCACHED=false"
-    return None if needs_launcher(installed) else version_reason(installed)
+    from kvcached_sglang import versions  # the peer would have replaced what it imports
+
+    return None if versions.needs_launcher(installed) else versions.reason(installed)
+
+
+def _needs_launcher() -> bool:
+    from kvcached_sglang import versions
+
+    return versions.needs_launcher(installed_sglang() or "")
 
 
 def _serve() -> None:

@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 _RANKS = ("gpu_id", "tp_rank", "moe_ep_rank", "pp_rank", "dp_rank", "nccl_port", "server_args")
 #: What a scheduler passes to its worker.
-_WORKER = (*_RANKS, "attn_cp_rank", "moe_dp_rank")
+WORKER = (*_RANKS, "attn_cp_rank", "moe_dp_rank")
 #: What a worker passes to its model runner.
-_RUNNER = (
+RUNNER = (
     *_RANKS,
     "model_config",
     "tp_size",
@@ -44,7 +44,7 @@ class ElasticScheduler(Scheduler):  # type: ignore[misc]
     """Its worker's cache is elastic, and it looks after it before every batch."""
 
     def init_tp_model_worker(self) -> None:
-        self.tp_worker = _made_of(self, ElasticWorker, _WORKER)
+        self.tp_worker = _made_of(self, ElasticWorker, WORKER)
 
     def get_next_batch_to_run(self, *args: Any, **kwargs: Any) -> Any:
         scheduling.before_batch(self)
@@ -69,7 +69,7 @@ class ElasticWorker(TpModelWorker):  # type: ignore[misc]
         self._model_runner = _made_of(
             self,
             ElasticModelRunner,
-            _RUNNER,
+            RUNNER,
             mem_fraction_static=self.server_args.mem_fraction_static,
             moe_ep_size=self.ep_size,
         )

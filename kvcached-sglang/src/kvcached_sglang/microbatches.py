@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from kvcached_sglang.needs import needs_of
+from kvcached_sglang.needs import needs_of, pages_in_hands
 
 if TYPE_CHECKING:
     from kvcached_sglang.needs import Needs
@@ -42,11 +42,10 @@ def is_idle(scheduler: Any) -> bool:
 
 def needs_of_stage(scheduler: Any, page_size: int) -> Needs:
     """What the next microbatch may take; the oldest request is the largest of those that are the
-    oldest of theirs."""
-    oldest = 0
-    for batch in scheduler.running_mbs:
-        if batch.reqs:
-            first = batch.reqs[0]
-            tokens = len(first.origin_input_ids) + len(first.output_ids)
-            oldest = max(oldest, tokens // page_size + 1)
-    return replace(needs_of(scheduler, page_size), oldest=oldest)
+    oldest of theirs, in whichever list of SGLang's they are."""
+    batches = (*scheduler.running_mbs, *scheduler.mbs, *scheduler.last_mbs)
+    oldest = [batch.reqs[0] for batch in batches if batch is not None and batch.reqs]
+    if scheduler.chunked_req is not None:
+        oldest.append(scheduler.chunked_req)
+    most = max((pages_in_hands(it, page_size) for it in oldest if not it.finished()), default=0)
+    return replace(needs_of(scheduler, page_size), oldest=most)

@@ -29,6 +29,8 @@ class Needs:
     """Of those again, what the next batch takes."""
     oldest: int
     """In the hands of the request that would be retracted last."""
+    in_place: int = 0
+    """Of the prompt that is half in, where its last chunk ended."""
 
     @property
     def next_batch(self) -> int:
@@ -51,11 +53,13 @@ def needs_of(scheduler: Any, page_size: int) -> Needs:
     chunks = _Chunks(scheduler, page_size, decode)
     # Requests whose grammar is made join the queue while the batch is formed.
     waiting = (*scheduler.waiting_queue, *scheduler.grammar_manager.grammar_queue)
-    prefill = prompts = half_in = rest = begun = chunk = 0
+    prefill = prompts = half_in = rest = begun = chunk = in_place = 0
     left = chunks.room
     first = scheduler.chunked_req
     if first is not None:
-        tokens = max(0, _tokens(first) - _tokens_in_place(first))
+        there = _tokens_in_place(first)
+        in_place = there // page_size
+        tokens = max(0, _tokens(first) - there)
         prompts = chunks.pages(tokens)
         half_in = prompts + chunks.beside(tokens)
         prefill = chunk = chunks.pages(min(tokens, left))
@@ -79,8 +83,8 @@ def needs_of(scheduler: Any, page_size: int) -> Needs:
             if len(waiting) <= _LOOKAHEAD:
                 most = min(most, prompts - prefill)
             rest = max(rest, most + chunks.beside(longest, begun))
-    oldest = _oldest(running, first, page_size)
-    return Needs(decode, prefill, rest, prompts, half_in, chunk, oldest)
+    oldest = _oldest(running, last, first, page_size)
+    return Needs(decode, prefill, rest, prompts, half_in, chunk, oldest, in_place)
 
 
 class _Chunks:
@@ -110,9 +114,15 @@ class _Chunks:
         return decodes * -(-turns // self._page_size)
 
 
-def _oldest(running: Any, half_in: Any, page_size: int) -> int:
-    oldest = running[0] if running else half_in
-    return 0 if oldest is None else _tokens(oldest) // page_size + 1
+def _oldest(running: Any, last: Any, half_in: Any, page_size: int) -> int:
+    # Where nobody runs yet, that is one whose prompt is half in, or has just come in.
+    oldest = [*running[:1]] or [*last[:1], *([half_in] if half_in is not None else [])]
+    return max((pages_in_hands(request, page_size) for request in oldest), default=0)
+
+
+def pages_in_hands(request: Any, page_size: int) -> int:
+    """Pages of a request, its whole prompt and its next token included."""
+    return _tokens(request) // page_size + 1
 
 
 def _tokens(request: Any) -> int:

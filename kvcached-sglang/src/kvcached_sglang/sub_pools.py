@@ -10,19 +10,19 @@ from typing import Any
 
 #: What the parts are called.
 NAMES = ("full attention", "sliding windows")
-_POOLS = ("full_kv_pool", "swa_kv_pool")
-_ALLOCATORS = ("full_attn_allocator", "swa_attn_allocator")
+POOLS = ("full_kv_pool", "swa_kv_pool")
+ALLOCATORS = ("full_attn_allocator", "swa_attn_allocator")
 
 
 def parts_of(allocator: Any) -> list[Any]:
     """The allocators that an allocator is composed of; itself where it is of one piece."""
-    if all(hasattr(allocator, name) for name in _ALLOCATORS):
-        return [getattr(allocator, name) for name in _ALLOCATORS]
+    if all(hasattr(allocator, name) for name in ALLOCATORS):
+        return [getattr(allocator, name) for name in ALLOCATORS]
     return [allocator]
 
 
 def pools_of(pool: Any) -> list[Any]:
     """The same for a KV pool."""
-    if all(hasattr(pool, name) for name in _POOLS):
-        return [getattr(pool, name) for name in _POOLS]
+    if all(hasattr(pool, name) for name in POOLS):
+        return [getattr(pool, name) for name in POOLS]
     return [pool]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from kvcached import settings as kvcached_settings
 from kvcached import shm
-from kvcached_vllm import NotElastic, identity, installed_vllm, say_once, versions
+from kvcached_vllm import NotElastic, engine, identity, installed_vllm, say_once, versions
 from kvcached_vllm.cleanup import remove_rows_at_exit
 from kvcached_vllm.metrics import publish
 
@@ -52,7 +52,7 @@ def chosen_by_user(vllm_config: VllmConfig) -> str | None:
     To be asked before vLLM fills in its defaults.
     """
     scheduler = vllm_config.scheduler_config.scheduler_cls
-    if scheduler is not None and scheduler not in _OURS:
+    if not engine.is_default_scheduler(scheduler) and scheduler not in _OURS:
         return f"--scheduler-cls {scheduler}"
     worker = vllm_config.parallel_config.worker_cls
     if worker == "auto" or worker in _OURS:
@@ -85,7 +85,7 @@ def vanilla_reason(vllm_config: VllmConfig) -> str | None:
         return "an engine over several nodes is not covered"
     if parallel.distributed_executor_backend not in (None, "mp", "uni"):
         return f"the executor {parallel.distributed_executor_backend!r} is not covered"
-    if parallel.data_parallel_size > 1 and vllm_config.model_config.is_moe:
+    if parallel.data_parallel_size > 1 and engine.is_mixture_of_experts(vllm_config):
         return "a mixture of experts under data parallelism is not covered"
     if getattr(vllm_config, "diffusion_config", None) is not None:
         return "diffusion models are not covered"
@@ -134,4 +134,5 @@ def attach(vllm_config: VllmConfig, user_choice: str | None) -> None:
     parallel = vllm_config.parallel_config
     parallel.worker_cls = _WORKERS.get(parallel.worker_cls, parallel.worker_cls)
     scheduler = vllm_config.scheduler_config
-    scheduler.scheduler_cls = _ASYNC_SCHEDULER if scheduler.async_scheduling else _SCHEDULER
+    ahead = engine.schedules_asynchronously(scheduler)
+    scheduler.scheduler_cls = _ASYNC_SCHEDULER if ahead else _SCHEDULER

@@ -1,9 +1,7 @@
 """What vLLM must have for its cache to be elastic, checked in vLLM's sources without running them.
 
 Each :class:`Seam` is one extension point, or one thing that vLLM promises nowhere and that is built
-on all the same. Sources are parsed, not imported: vLLM's platform plugin asks before vLLM knows its
-platform, and most of vLLM cannot be imported then. So this module also tells of a vLLM that lies
-unpacked on a machine where it cannot run. The standard library alone.
+on all the same. The standard library alone.
 
 A contract that holds says that the names are there, not that they mean what they meant: that is
 what the versions in ``results/`` were run for.
@@ -13,13 +11,14 @@ from __future__ import annotations
 
 import ast
 from dataclasses import dataclass
-from functools import cached_property
-from importlib.util import find_spec
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from kvcached_vllm.sources import name_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
+
+    from kvcached_vllm.sources import Sources
 
 #: What an elastic free queue offers (kvcached._C.BlockQueue).
 QUEUE_METHODS = frozenset(
@@ -28,75 +27,6 @@ QUEUE_METHODS = frozenset(
         *("get_all_free_blocks", "iter_blocks_after"),
     )
 )
-
-
-class Sources:
-    """vLLM's modules, as files below one folder."""
-
-    def __init__(self, root: Path) -> None:
-        """`root` is the folder of the package vllm."""
-        self._root = root
-        self._parsed: dict[str, ast.Module | None] = {}
-
-    def module(self, path: str) -> ast.Module | None:
-        """A module by its path below the package, or None where there is none."""
-        if path not in self._parsed:
-            file = self._root / path
-            self._parsed[path] = ast.parse(file.read_bytes()) if file.is_file() else None
-        return self._parsed[path]
-
-    def type(self, path: str, name: str) -> Type | None:
-        """A class of a module, or None."""
-        module = self.module(path)
-        for node in module.body if module else ():
-            if isinstance(node, ast.ClassDef) and node.name == name:
-                return Type(node)
-        return None
-
-    def function(self, path: str, name: str) -> ast.FunctionDef | None:
-        """A function of a module, or None."""
-        module = self.module(path)
-        for node in module.body if module else ():
-            if isinstance(node, ast.FunctionDef) and node.name == name:
-                return node
-        return None
-
-    def paths(self, pattern: str) -> Iterator[str]:
-        """The modules whose path matches a glob pattern."""
-        for file in sorted(self._root.glob(pattern)):
-            yield str(file.relative_to(self._root))
-
-
-class Type:
-    """A class in a source."""
-
-    def __init__(self, node: ast.ClassDef) -> None:
-        self._node = node
-
-    @cached_property
-    def methods(self) -> dict[str, ast.FunctionDef]:
-        """Its own methods and properties, by name."""
-        return {node.name: node for node in self._node.body if isinstance(node, ast.FunctionDef)}
-
-    @cached_property
-    def attributes(self) -> set[str]:
-        """Its fields, its properties, and what its methods assign to ``self``."""
-        found = {
-            node.target.id
-            for node in self._node.body
-            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
-        }
-        found.update(self.methods)
-        for node in ast.walk(self._node):
-            targets: list[ast.expr] = []
-            if isinstance(node, ast.Assign):
-                targets = node.targets
-            elif isinstance(node, ast.AnnAssign):
-                targets = [node.target]
-            for target in (each for one in targets for each in ast.walk(one)):
-                if isinstance(target, ast.Attribute) and _name(target.value) == "self":
-                    found.add(target.attr)
-        return found
 
 
 @dataclass(frozen=True)
@@ -115,14 +45,6 @@ def broken(sources: Sources, device: str | None = None) -> list[str]:
     device, or on `device`."""
     lines = ((seam, seam.check(sources)) for seam in SEAMS if seam.device == device)
     return [f"{seam.name}: {wrong}" for seam, wrong in lines if wrong is not None]
-
-
-def installed() -> Sources:
-    """The vLLM of this environment. Raises ImportError where there is none."""
-    found = find_spec("vllm")
-    if found is None or not found.submodule_search_locations:
-        raise ImportError("vLLM is not installed")
-    return Sources(Path(next(iter(found.submodule_search_locations))))
 
 
 # -- Checks -----------------------------------------------------------------------------------
@@ -150,6 +72,30 @@ def _has(
     return check
 
 
+def _configuration(name: str, *attributes: str) -> Callable[[Sources], str | None]:
+    """A configuration class with these attributes: in a module of its own, which up to 0.10 some
+    have not."""
+
+    def check(sources: Sources) -> str | None:
+        for path in (*sources.paths("config/*.py"), *sources.paths("config.py")):
+            if sources.type(path, name) is not None:
+                return _has(path, name, *attributes)(sources)
+        return f"no class {name} in config"
+
+    return check
+
+
+def _either(*checks: Callable[[Sources], str | None]) -> Callable[[Sources], str | None]:
+    """What one version has in one way and another in another (see kvcached_vllm.engine); said is
+    what is wrong with the newest way, the first."""
+
+    def check(sources: Sources) -> str | None:
+        wrong = [each(sources) for each in checks]
+        return None if None in wrong else wrong[0]
+
+    return check
+
+
 def _functions(path: str, *names: str) -> Callable[[Sources], str | None]:
     def check(sources: Sources) -> str | None:
         lost = [name for name in names if sources.function(path, name) is None]
@@ -168,6 +114,23 @@ def _queue(sources: Sources) -> str | None:
     if new := public - QUEUE_METHODS:
         return f"FreeKVCacheBlockQueue has a new method {min(new)}() ({path})"
     return None if "num_free_blocks" in found.attributes else "the queue has no num_free_blocks"
+
+
+def _asynchronous(sources: Sources) -> str | None:
+    """Where the configuration asks for an asynchronous scheduler, there is one."""
+    if _configuration("SchedulerConfig", "async_scheduling")(sources) is not None:
+        return None
+    return _has("v1/core/sched/async_scheduler.py", "AsyncScheduler")(sources)
+
+
+def _prefixes(sources: Sources) -> str | None:
+    """The map from hashes to blocks can be asked in another way, where it is an object."""
+    path = "v1/core/block_pool.py"
+    if sources.type(path, "BlockHashToBlockMap") is None:
+        return None  # up to 0.10: there vLLM forgets a prefix when its memory goes
+    return _has(path, "BlockHashToBlockMap", get_one_block=("key",))(sources) or _has(
+        path, "BlockPool", "cached_block_hash_to_block", "enable_kv_cache_events"
+    )(sources)
 
 
 def _free_count(sources: Sources) -> str | None:
@@ -221,9 +184,9 @@ def _layers_of_tensors(sources: Sources) -> str | None:
     return f"KVCacheTensor describes its layers in a new way ({path})"
 
 
-def _whole_pages(*files: str) -> Callable[[Sources], str | None]:
-    """A block's keys and values lie together: the block is the outermost dimension of the cache's
-    shape, where attention still names one (up to 0.28; since 0.29 there are strides)."""
+def _outermost(*files: str) -> Callable[[Sources], str | None]:
+    """The block is the outermost dimension of the cache's shape, or keys and values are and blocks
+    come next, where attention still names a shape (up to 0.28; since 0.29 there are strides)."""
 
     def check(sources: Sources) -> str | None:
         for path in (f"v1/attention/backends/{file}.py" for file in files):
@@ -234,10 +197,13 @@ def _whole_pages(*files: str) -> Callable[[Sources], str | None]:
                 if isinstance(node, ast.FunctionDef) and node.name == "get_kv_cache_shape"
             )
             for node in (each for shape in shapes for each in ast.walk(shape)):
-                if isinstance(node, ast.Return) and isinstance(node.value, ast.Tuple):
-                    outermost = node.value.elts[0]
-                    if isinstance(outermost, ast.Constant) and outermost.value == 2:
-                        return f"all keys lie before all values ({path})"
+                if not isinstance(node, ast.Return) or not isinstance(node.value, ast.Tuple):
+                    continue
+                first, second = node.value.elts[:2]
+                if isinstance(first, ast.Constant) and first.value == 2:
+                    first = second
+                if name_of(first) != "num_blocks":
+                    return f"the outermost dimension is not the block ({path})"
         return None
 
     return check
@@ -252,7 +218,7 @@ def _platforms(sources: Sources) -> str | None:
         if isinstance(node, ast.Assign)
         for target in node.targets
     )
-    if any(_name(target) == "builtin_platform_plugins" for target in targets):
+    if any(name_of(target) == "builtin_platform_plugins" for target in targets):
         return None
     return f"no builtin_platform_plugins in {path}"
 
@@ -265,29 +231,31 @@ def _parameters(function: ast.FunctionDef) -> set[str]:
 def _calls(node: ast.AST, name: str) -> list[ast.Call]:
     """The calls of a function or method of that name below a node."""
     calls = (found for found in ast.walk(node) if isinstance(found, ast.Call))
-    return [call for call in calls if _name(call.func) == name]
-
-
-def _name(node: Any) -> str | None:
-    if isinstance(node, ast.Attribute):
-        return node.attr
-    return node.id if isinstance(node, ast.Name) else None
+    return [call for call in calls if name_of(call.func) == name]
 
 
 _SCHEDULER = "v1/core/sched/scheduler.py"
 _GPU_WORKER = "v1/worker/gpu_worker.py"
+_PLAN = "v1/core/sched/output.py"
+_CACHED = ("req_ids", "new_block_ids", "num_computed_tokens")
 
 SEAMS = (
     Seam("the platforms that vLLM chooses from", _platforms),
     Seam(
         "the scheduler option",
-        _has("config/scheduler.py", "SchedulerConfig", "scheduler_cls", "async_scheduling"),
+        _configuration("SchedulerConfig", "scheduler_cls"),
     ),
     Seam(
         "the worker option",
-        _has("config/parallel.py", "ParallelConfig", "worker_cls", "data_parallel_index"),
+        _configuration("ParallelConfig", "worker_cls", "data_parallel_rank"),
     ),
-    Seam("whether a model has experts", _has("config/model.py", "ModelConfig", "is_moe")),
+    Seam(
+        "whether a model has experts",
+        _either(
+            _configuration("ModelConfig", "is_moe"),
+            _configuration("ModelConfig", "hf_text_config"),
+        ),
+    ),
     Seam(
         "a request",
         _has(
@@ -330,22 +298,21 @@ SEAMS = (
             "max_num_scheduled_tokens",
         ),
     ),
-    Seam("the asynchronous scheduler", _has("v1/core/sched/async_scheduler.py", "AsyncScheduler")),
+    Seam("the asynchronous scheduler", _asynchronous),
     Seam(
         "a step's plan",
         _has(
-            "v1/core/sched/output.py",
+            _PLAN,
             "SchedulerOutput",
             *("scheduled_new_reqs", "scheduled_cached_reqs", "num_scheduled_tokens"),
-            *("total_num_scheduled_tokens", "finished_req_ids", "preempted_req_ids"),
+            *("total_num_scheduled_tokens", "finished_req_ids"),
         ),
     ),
     Seam(
         "a plan's older requests",
-        _has(
-            "v1/core/sched/output.py",
-            "CachedRequestData",
-            *("req_ids", "resumed_req_ids", "new_block_ids", "num_computed_tokens"),
+        _either(
+            _has(_PLAN, "CachedRequestData", *_CACHED, "resumed_req_ids"),
+            _has(_PLAN, "CachedRequestData", *_CACHED, "resumed_from_preemption"),
         ),
     ),
     Seam(
@@ -373,8 +340,12 @@ SEAMS = (
     Seam("the free queue", _queue),
     Seam(
         "eviction of prefixes",
-        _has("v1/core/block_pool.py", "BlockPool", evict_blocks=("block_ids",)),
+        _either(
+            _has("v1/core/block_pool.py", "BlockPool", evict_blocks=("block_ids",)),
+            _has("v1/core/block_pool.py", "BlockPool", _maybe_evict_cached_block=("block",)),
+        ),
     ),
+    Seam("the map of prefixes", _prefixes),
     Seam(
         "a block",
         _has("v1/core/kv_cache_utils.py", "KVCacheBlock", "block_id", "ref_cnt", "is_null"),
@@ -406,7 +377,12 @@ SEAMS = (
     ),
     Seam(
         "how a CPU worker sizes its cache",
-        _functions("utils/cpu_resource_utils.py", "get_memory_node_info", "get_allowed_cpu_list"),
+        _either(
+            _functions(
+                "utils/cpu_resource_utils.py", "get_memory_node_info", "get_allowed_cpu_list"
+            ),
+            _configuration("CacheConfig", "cpu_kvcache_space_bytes"),
+        ),
         "cpu",
     ),
     Seam(
@@ -418,17 +394,28 @@ SEAMS = (
             determine_available_memory=(),
             initialize_from_config=("kv_cache_config",),
             execute_model=("scheduler_output",),
-            shutdown=(),
         ),
     ),
     Seam(
         "the allocation of the cache",
         _zeros("v1/worker/utils.py", "v1/worker/gpu_model_runner.py"),
     ),
-    Seam("where a block's keys and values lie on a CPU", _whole_pages("cpu_attn"), "cpu"),
+    Seam(
+        "which attention a layer has",
+        _either(
+            _has(
+                "model_executor/layers/attention_layer_base.py",
+                "AttentionLayerBase",
+                get_attn_backend=(),
+            ),
+            _has("v1/kv_cache_interface.py", "KVCacheTensor", "layer_stride"),
+            _functions("attention/selector.py", "get_attn_backend"),
+        ),
+    ),
+    Seam("where a block's keys and values lie on a CPU", _outermost("cpu_attn"), "cpu"),
     Seam(
         "where a block's keys and values lie on a GPU",
-        _whole_pages("flash_attn", "triton_attn", "flashinfer"),
+        _outermost("flash_attn", "triton_attn", "flashinfer"),
         "cuda",
     ),
     Seam(
@@ -444,7 +431,10 @@ SEAMS = (
     ),
     Seam(
         "how the GPU worker sizes its cache",
-        _has(_GPU_WORKER, "Worker", "init_snapshot", "requested_memory"),
+        lambda sources: (
+            _has(_GPU_WORKER, "Worker", "init_snapshot", "requested_memory")(sources)
+            or _configuration("CacheConfig", "kv_cache_memory_bytes")(sources)
+        ),
         "cuda",
     ),
 )

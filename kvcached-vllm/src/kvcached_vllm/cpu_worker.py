@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import psutil
-from vllm.utils.cpu_resource_utils import get_allowed_cpu_list, get_memory_node_info
 from vllm.v1.worker.cpu_worker import CPUWorker
 
+from kvcached_vllm import engine
 from kvcached_vllm.worker import ElasticWorker
 
 
@@ -26,20 +26,17 @@ class ElasticCPUWorker(ElasticWorker, CPUWorker):  # type: ignore[misc]
 
     def __init__(self, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
         cache = vllm_config.cache_config
-        if cache.kv_cache_memory_bytes is None:
-            node = _memory_of_this_node()
+        node = engine.memory_of_cpu_node()
+        if node is not None and cache.kv_cache_memory_bytes is None:
             share = (1 - self._HEADROOM) * node.available_memory / node.total_memory
             cache.gpu_memory_utilization = min(cache.gpu_memory_utilization, share)
         super().__init__(vllm_config, *args, **kwargs)
 
     def available_memory(self) -> int:
         """vLLM's budget, at most what is free now."""
-        held = psutil.Process().memory_info().rss
-        free = int((1 - self._HEADROOM) * _memory_of_this_node().available_memory)
-        self.requested_cpu_memory = min(self.requested_cpu_memory, held + free)
+        node = engine.memory_of_cpu_node()
+        if node is not None:
+            held = psutil.Process().memory_info().rss
+            free = int((1 - self._HEADROOM) * node.available_memory)
+            self.requested_cpu_memory = min(self.requested_cpu_memory, held + free)
         return super().available_memory()
-
-
-def _memory_of_this_node() -> Any:
-    # As vLLM's CPU worker looks at it.
-    return get_memory_node_info(get_allowed_cpu_list()[0].numa_node)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from vllm.v1.worker.gpu_worker import Worker
 
-from kvcached_vllm import say_once
+from kvcached_vllm import engine, say_once
 from kvcached_vllm.attach import settings
 from kvcached_vllm.extent_layout import EXTENT, by_extent, fits, least_extent_bytes
 from kvcached_vllm.kv_placement import Placement, can_pack, packed, spec_of
@@ -40,6 +40,7 @@ class ElasticGPUWorker(ElasticWorker, Worker):  # type: ignore[misc]
     """vLLM's GPU worker, elastic."""
 
     # What vLLM's Worker has.
+    device: torch.device
     cache_config: Any
     model_runner: Any
     init_snapshot: Any
@@ -135,14 +136,9 @@ class ElasticGPUWorker(ElasticWorker, Worker):  # type: ignore[misc]
 
     def _backends(self, config: KVCacheConfig) -> Iterator[tuple[Any, list[Any]]]:
         """Each group with the attention backends of its layers."""
-        # Of versions that pack blocks, as can_pack() has found; older ones have it elsewhere.
-        from vllm.config import get_layers_from_vllm_config
-        from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
-
-        layers = get_layers_from_vllm_config(self.vllm_config, AttentionLayerBase)
         for group in config.kv_cache_groups:
-            names = [name for name in group.layer_names if name in layers]
-            yield group, [layers[name].get_attn_backend() for name in names]
+            specs = {name: spec_of(config, name) for name in group.layer_names}
+            yield group, list(engine.attention_of(self.vllm_config, specs).values())
 
     def _kernels_take_whole_blocks(self, config: KVCacheConfig) -> bool:
         from vllm.v1.worker.utils import select_common_block_size

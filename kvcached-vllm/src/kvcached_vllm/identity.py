@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from kvcached import shm
+from kvcached_vllm import engine
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,7 +22,8 @@ def group_of(settings: Settings) -> str:
 
 def instance_of(vllm_config: VllmConfig) -> str:
     """What tells this engine from the others of its group."""
-    return f"{vllm_config.instance_id}-dp{vllm_config.parallel_config.data_parallel_index}"
+    index = engine.data_parallel_index(vllm_config.parallel_config)
+    return f"{vllm_config.instance_id}-dp{index}"
 
 
 def directory(settings: Settings) -> Path:

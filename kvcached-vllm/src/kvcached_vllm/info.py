@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from kvcached.compatibility import LEVELS, REFUSED
 from kvcached.hooks import EngineInfo, hookimpl
 from kvcached_vllm import installed_vllm, versions
 
@@ -14,7 +15,7 @@ def kvcached_engine_info() -> EngineInfo:
     except ImportError:
         return EngineInfo("vllm", None, versions.served_range(), "absent")
     if versions.reason(installed) is not None:
-        return EngineInfo("vllm", installed, versions.served_range(), versions.REFUSED)
+        return EngineInfo("vllm", installed, versions.served_range(), REFUSED)
     known = {versions.level(installed, device) for device in ("cpu", "cuda")}
-    best = next(level for level in versions.LEVELS if level in known)
+    best = next(level for level in LEVELS if level in known)
     return EngineInfo("vllm", installed, versions.served_range(), best)

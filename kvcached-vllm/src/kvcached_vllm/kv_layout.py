@@ -21,7 +21,7 @@ from kvcached_vllm import engine
 from kvcached_vllm.kv_placement import Span, region_bytes, spans_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from vllm.config import VllmConfig
     from vllm.v1.kv_cache_interface import KVCacheConfig
@@ -90,16 +90,16 @@ def geometry_of(
     driver: _C.Driver,
     min_part_bytes: int,
     stages: Sequence[int] = (),
+    parts: int = 1,
 ) -> _C.Geometry:
-    """The geometry of this rank's cache.
+    """The geometry of this rank's cache, whose pages lie in so many `parts`.
 
     Every rank must choose the same extents, whatever its share of the layers: the bound on
     mappings is therefore taken for `total_layers`, the whole model's, and where the layers of a
     block lie together, extents suit all of `stages`, the layers of every pipeline stage.
     """
-    spans = spans_of(config)
-    layers = max(total_layers, len(spans))
-    whole = [spans[index % len(spans)] for index in range(layers)]
+    spans = spans_of(config, parts)
+    whole = [spans[index % len(spans)] for index in range(max(parts * total_layers, len(spans)))]
     if layout_of(spans) == "layer":
         # Apart from each other, so that they count as parts of their own.
         stride = max(size for _, _, _, size in spans) * config.num_blocks
@@ -146,8 +146,11 @@ def layers_of_stages(layers: int, stages: int) -> list[int]:
 _LEAST_STEPS = 16
 
 
-def aligned_bytes(specs: dict[str, KVCacheSpec], available: int, granule: int) -> int:
-    """`available` lowered so that every layer's part of the cache ends on a granule.
+def aligned_bytes(
+    specs: Mapping[str, KVCacheSpec], available: int, granule: int, parts: int = 1
+) -> int:
+    """`available` lowered so that every layer's part of the cache ends on a granule: where pages
+    lie in several `parts`, each of them.
 
     Layers that share no granule cost nothing at their edges. Where that would cost more than a
     sixteenth, as with pages of odd sizes, the figure stays as it is, and granules are shared.
@@ -156,6 +159,6 @@ def aligned_bytes(specs: dict[str, KVCacheSpec], available: int, granule: int) -
     if len(pages) != 1:
         return available
     page = pages.pop()
-    together = granule // math.gcd(page, granule)
+    together = granule // math.gcd(page // parts, granule)
     step = page * len(specs) * together
     return available // step * step if available >= _LEAST_STEPS * step else available

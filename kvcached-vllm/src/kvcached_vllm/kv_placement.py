@@ -2,8 +2,9 @@
 
 vLLM 0.29 and later describe one backing buffer in which every layer has an offset and strides.
 Before, each tensor is an allocation of its own, shared by one layer of every group; or, packed,
-all are one allocation in which a block's pages lie together. Here all of them are spans of one
-region, and the allocations are slices of it.
+all are one allocation in which a block's pages lie together. Up to 0.22 most attention keeps all
+keys of such a tensor before all values, so that a page is in two parts. Here all of them are spans
+of one region, and the allocations are slices of it.
 """
 
 from __future__ import annotations
@@ -17,16 +18,21 @@ from vllm.v1.kv_cache_interface import KVCacheTensor
 from kvcached_vllm import engine
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
+    from vllm.config import VllmConfig
     from vllm.v1.kv_cache_interface import KVCacheConfig, KVCacheSpec
 
     from kvcached import _C
 
-#: (region, offset, stride, bytes): a layer's page of block b lies at offset + b * stride.
+#: (region, offset, stride, bytes): a layer's page of block b, or a part of it, lies at offset +
+#: b * stride.
 Span = tuple[int, int, int, int]
 #: (offset, bytes) of one allocation within the region.
 Slice = tuple[int, int]
+
+#: A number of blocks that no other dimension of a cache has.
+_SOME_BLOCKS = 1_000_003
 
 
 @dataclass(frozen=True)
@@ -51,12 +57,36 @@ def spec_of(config: KVCacheConfig, layer: str) -> KVCacheSpec:
     raise KeyError(layer)
 
 
-def spans_of(config: KVCacheConfig) -> list[Span]:
-    """The spans of all layers in region 0; layers that share bytes appear once."""
-    return list(dict.fromkeys(_spans(config)))
+def parts_of_page(vllm_config: VllmConfig, specs: Mapping[str, KVCacheSpec]) -> int | None:
+    """In how many parts a layer's page lies: 1, or 2 where all keys of a layer lie before all of
+    its values. None where the layers' attention does not agree, or has it another way.
+
+    To be asked once the model is loaded. `specs`: of full and windowed attention, by layer. Only
+    the outermost dimensions tell; backends permute none but those behind them (0.22
+    v1/attention/backends, get_kv_cache_stride_order()).
+    """
+    if engine.describes_one_buffer():
+        return 1
+    found: set[int | None] = set()
+    for layer, attention in engine.attention_of(vllm_config, specs).items():
+        spec = specs[layer]
+        outermost, inner, *_ = attention.get_kv_cache_shape(
+            _SOME_BLOCKS, spec.block_size, spec.num_kv_heads, spec.head_size
+        )
+        if outermost == _SOME_BLOCKS:
+            found.add(1)
+        else:
+            found.add(2 if (outermost, inner) == (2, _SOME_BLOCKS) else None)
+    return found.pop() if len(found) == 1 else None
 
 
-def _spans(config: KVCacheConfig) -> Iterable[Span]:
+def spans_of(config: KVCacheConfig, parts: int = 1) -> list[Span]:
+    """The spans of all layers in region 0; layers that share bytes appear once. `parts` is what
+    parts_of_page() says."""
+    return list(dict.fromkeys(_spans(config, parts)))
+
+
+def _spans(config: KVCacheConfig, parts: int) -> Iterable[Span]:
     if engine.describes_one_buffer():
         for tensor in config.kv_cache_tensors:
             for index, layer in enumerate(tensor.layers):
@@ -69,8 +99,9 @@ def _spans(config: KVCacheConfig) -> Iterable[Span]:
             page = spec_of(config, layer).page_size_bytes
             if _block_stride(tensor):
                 yield 0, tensor.offset, tensor.block_stride, page
-            else:
-                yield 0, begin, page, page
+                continue
+            for part in range(parts):
+                yield 0, begin + part * tensor.size // parts, page // parts, page // parts
         begin += tensor.size
 
 

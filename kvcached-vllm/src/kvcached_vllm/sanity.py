@@ -77,17 +77,18 @@ class StepCheck:
 
     def _follow(self, plan: SchedulerOutput, step: int) -> dict[str, int]:
         """Takes a plan in; returns the requests that it computes and their tokens so far."""
-        for name in (*plan.finished_req_ids, *(plan.preempted_req_ids or ())):
+        for name in (*plan.finished_req_ids, *engine.preempted(plan)):
             self._requests.pop(name, None)
         computed = {}
         for new in plan.scheduled_new_reqs:
             self._requests[new.req_id] = _arrays(new.block_ids)
             computed[new.req_id] = new.num_computed_tokens
         cached = plan.scheduled_cached_reqs
+        resumed = engine.resumed(cached)
         for name, blocks, tokens in zip(
             cached.req_ids, cached.new_block_ids, cached.num_computed_tokens, strict=True
         ):
-            if name in cached.resumed_req_ids:
+            if name in resumed:
                 self._requests[name] = _arrays(blocks or ())
             elif name not in self._requests:
                 raise SanityError(

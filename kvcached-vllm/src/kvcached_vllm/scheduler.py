@@ -10,7 +10,6 @@ from functools import cached_property
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 
 from kvcached import _C
@@ -411,5 +410,5 @@ class ElasticScheduler(_Elastic, Scheduler):  # type: ignore[misc]
     """vLLM's scheduler, elastic."""
 
 
-class ElasticAsyncScheduler(_Elastic, AsyncScheduler):  # type: ignore[misc]
+class ElasticAsyncScheduler(_Elastic, engine.asynchronous_scheduler()):  # type: ignore[misc]
     """vLLM's asynchronous scheduler, elastic."""

@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 from vllm.v1.request import RequestStatus
 
-from kvcached import _C
+from kvcached_vllm import engine
+from kvcached_vllm.free_queue import free_queue
 
 if TYPE_CHECKING:
     from vllm.v1.core.block_pool import BlockPool
+    from vllm.v1.core.kv_cache_utils import KVCacheBlock
     from vllm.v1.request import Request
 
+    from kvcached import _C
     from kvcached_vllm.extent_layout import BlockIds
 
 #: Longest wait of a whole scheduling step for memory on behalf of requests that only wait, in
@@ -45,13 +48,15 @@ class BlockSupply:
             # Before anybody has heard of a block, the null block aside, whose id stays 0.
             for number, block in enumerate(block_pool.blocks):
                 block.block_id = ids.id_of(number)
-        self.queue = _C.BlockQueue(pool, block_pool.blocks, 1 if ids is None else ids.layers)
+        self.queue = free_queue(pool, block_pool.blocks, 1 if ids is None else ids.layers)
         self._block_pool = block_pool
+        self._ids = ids
         self._requests = requests
         self._watermark = watermark_blocks
         self._max_cached = max_cached_blocks
         self._step = 0
         self._deadline = 0.0
+        self._linger = engine.may_forget_late(block_pool)
         self.short = False
         """Whether this step had to turn somebody away for want of memory."""
         self._adopt_queue()
@@ -64,7 +69,18 @@ class BlockSupply:
                 self.queue.remove(block)
         # BlockPool has no setter; the attribute is where its own code looks.
         self._block_pool.free_block_queue = self.queue
+        self._adopt_prefixes()
         self._settle()
+
+    def _adopt_prefixes(self) -> None:
+        if self._linger:
+            from kvcached_vllm import prefixes
+
+            prefixes.adopt(self._block_pool, self.queue, self._forget)
+
+    def _forget(self, block: KVCacheBlock) -> None:
+        number = block.block_id if self._ids is None else self._ids.block_of(block.block_id)
+        engine.evict(self._block_pool, [number])
 
     def _settle(self) -> None:
         # vLLM derives what is used from this number less the free count.
@@ -117,11 +133,13 @@ class BlockSupply:
             self._drop(blocks)
 
     def _drop(self, blocks: list[int]) -> None:
-        self._block_pool.evict_blocks(set(blocks))
+        if not self._linger:
+            engine.evict(self._block_pool, blocks)
         self.queue.forget(blocks)
 
     def forget_prefixes(self) -> None:
-        """Follows vLLM, which has dropped every prefix."""
+        """Follows vLLM, which has dropped every prefix and begun a new map of them."""
+        self._adopt_prefixes()
         self.queue.forget(self.pool.coldest(0))
 
     def promise(self, need: int) -> int:

@@ -8,58 +8,26 @@ and served with a line if its contract holds. The standard library alone.
 from __future__ import annotations
 
 import functools
-import json
 import re
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from kvcached_vllm import contract
+from kvcached import compatibility
+from kvcached.compatibility import CONTRACT, ON_CPU, ON_GPU, REFUSED
+from kvcached_vllm import contract, sources
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-RESULTS = Path(__file__).with_name("results")
+    from kvcached.compatibility import Result
 
-ON_GPU = "verified on GPU"
-ON_CPU = "verified on CPU"
-CONTRACT = "contract only"
-REFUSED = "refused"
-#: From the best known to the least; what a result may say of a device.
-LEVELS = (ON_GPU, ON_CPU, CONTRACT, REFUSED)
+RESULTS = Path(__file__).with_name("results")
 
 Number = tuple[int, int]
 
-#: Before, FlashAttention's cache and the CPU's had all keys before all values, so that a block was
-#: in two places, which regions and extents do not know (see contract.SEAMS).
-OLDEST: Number = (0, 23)
-
-
-@dataclass(frozen=True)
-class Result:
-    """What came of one version in the matrix."""
-
-    version: str
-    levels: Mapping[str, str]
-    """By device, "cpu" and "cuda"."""
-    reason: str | None = None
-    """Why it is refused, or what is known to fail."""
-    seconds: float | None = None
-    date: str | None = None
-    ran: str | None = None
-    """What was run on a CPU, as people read it."""
-    gpu: str | None = None
-    """What was run on a GPU, and when."""
-
-    @property
-    def refused(self) -> bool:
-        """Whether it is refused on every device."""
-        return set(self.levels.values()) == {REFUSED}
-
-    @property
-    def was_run(self) -> bool:
-        """Whether an engine was, on some device."""
-        return not {ON_GPU, ON_CPU}.isdisjoint(self.levels.values())
+#: Before, the KV cache manager had no coordinator that is asked what a request needs, and no V1
+#: engine ran on a CPU.
+OLDEST: Number = (0, 9)
 
 
 def number_of(version: str) -> Number | None:
@@ -72,10 +40,9 @@ def number_of(version: str) -> Number | None:
 def results() -> Mapping[Number, Result]:
     """The matrix's results, oldest first."""
     found = {}
-    for path in RESULTS.glob("*.json"):
-        result = Result(**json.loads(path.read_text()))
+    for result in compatibility.load(RESULTS):
         number = number_of(result.version)
-        assert number is not None, path
+        assert number is not None, result
         found[number] = result
     return dict(sorted(found.items()))
 
@@ -87,7 +54,7 @@ def served_range() -> str:
 
 
 def level(version: str, device: str) -> str:
-    """How well a version is known on a device ("cpu" or "cuda"): one of LEVELS."""
+    """How well a version is known on a device ("cpu" or "cuda"): one of compatibility.LEVELS."""
     known = _result(version)
     if known is not None:
         return known.levels.get(device, REFUSED)
@@ -146,13 +113,8 @@ def _result(version: str) -> Result | None:
 
 @functools.cache
 def _broken(device: str | None) -> list[str]:
-    return contract.broken(contract.installed(), device)
+    return contract.broken(sources.installed(), device)
 
 
 def _text(number: Number) -> str:
     return ".".join(map(str, number))
-
-
-def record(result: Result) -> dict[str, Any]:
-    """A result as it is written."""
-    return {name: value for name, value in vars(result).items() if value is not None}

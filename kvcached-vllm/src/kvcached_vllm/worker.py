@@ -11,7 +11,7 @@ import torch
 
 from kvcached import _C, hooks, shm
 from kvcached.sizes import format_size
-from kvcached_vllm import NotElastic, identity, say_once
+from kvcached_vllm import NotElastic, engine, identity, say_once
 from kvcached_vllm.allocation import RegionForZeros
 from kvcached_vllm.attach import settings
 from kvcached_vllm.kv_layout import (
@@ -23,7 +23,7 @@ from kvcached_vllm.kv_layout import (
     layout_of,
     longest_request_blocks,
 )
-from kvcached_vllm.kv_placement import Placement, allocations_of, spans_of
+from kvcached_vllm.kv_placement import Placement, allocations_of, parts_of_page, spans_of
 from kvcached_vllm.launches import LaunchMarks
 from kvcached_vllm.sanity import SanityError, StepCheck
 
@@ -42,23 +42,26 @@ class ElasticWorker:
 
     # What vLLM's Worker has.
     vllm_config: Any
-    device: torch.device
     rank: int
 
+    _device: torch.device
     _driver: _C.Driver | None = None
     _pager: _C.Pager | None = None
     _row: _C.Row | None = None
     _marks: LaunchMarks | None = None
     _check: StepCheck | None = None
     _budget_bytes = 0
+    _parts = 1
+    """See kv_placement.parts_of_page()."""
     _reason: str | None = None
     _step_to_mark = 0
 
     def init_device(self) -> None:
         """vLLM's init_device(), then the device's driver."""
         super().init_device()  # type: ignore[misc]
+        self._device = engine.device_of(self)
         try:
-            self._driver = hooks.driver_for(self.device.type, self.device.index or 0)
+            self._driver = hooks.driver_for(self._device.type, self._device.index or 0)
         except _C.Error as error:
             self._stay_vanilla(f"no usable driver: {error}")
 
@@ -75,7 +78,7 @@ class ElasticWorker:
         self._look_at_kinds()
         # On a CPU an extent is small in any layout, and vLLM's attention over latents fails in
         # others than its first (0.32 v1/attention/backends/mla/cpu_mla.py, do_kv_cache_update).
-        if self._reason is not None or (wanted == "auto" and self.device.type == "cpu"):
+        if self._reason is not None or (wanted == "auto" and self._device.type == "cpu"):
             return names
         # vLLM spells a layout from its outermost dimension inwards: B is the block, L the layer.
         first = "L" if wanted == "layer" else "B"
@@ -96,15 +99,23 @@ class ElasticWorker:
         committed in it."""
         available = self.available_memory()
         specs = self._look_at_kinds()
+        if self._reason is None:
+            self._look_at_attention(specs)
         if self._reason is not None or self._driver is None:
             return available
         self._budget_bytes = available
-        return aligned_bytes(specs, available, self._driver.granularity)
+        return aligned_bytes(specs, available, self._driver.granularity, self._parts)
+
+    def _look_at_attention(self, specs: dict[str, KVCacheSpec]) -> None:
+        if (parts := parts_of_page(self.vllm_config, specs)) is not None:
+            self._parts = parts
+        else:
+            self._stay_vanilla("where this attention keeps keys and values is not covered")
 
     def _look_at_kinds(self) -> dict[str, KVCacheSpec]:
         """The layers' caches; stays vanilla where one of them is not covered."""
         specs: dict[str, KVCacheSpec] = self.get_kv_cache_spec()  # type: ignore[attr-defined]
-        if self._reason is None and (reason := kind_reason(specs.values(), self.device.type)):
+        if self._reason is None and (reason := kind_reason(specs.values(), self._device.type)):
             self._stay_vanilla(reason)
         return specs
 
@@ -120,7 +131,7 @@ class ElasticWorker:
             _log.info("kvcached: removed %s, left behind by a dead engine", path)
         path = str(identity.row_path(self.vllm_config, wanted, self.rank))
         name = identity.engine_name(self.vllm_config, wanted)
-        reason = config_reason(kv_cache_config, self.device.type)
+        reason = config_reason(kv_cache_config, self._device.type)
         if self._reason is None and reason is not None:
             self._stay_vanilla(reason)
         if self._reason is not None or self._driver is None:
@@ -131,14 +142,14 @@ class ElasticWorker:
         self._pager = self._start_pager(placed, path, name)
         # vLLM ends its workers with a signal at times; shutdown() is not always called.
         atexit.register(self._pager.stop)
-        self._marks = LaunchMarks(self._pager, self.device)
+        self._marks = LaunchMarks(self._pager, self._device)
         if wanted.sanity_check:
             self._check = StepCheck(self._pager, _C.Row.attach(path), placed.config)
         region = self._region(self._pager)
         expected = [
             (size, functools.partial(region.narrow, 0, at, size)) for at, size in placed.slices
         ]
-        with RegionForZeros(expected, self.device) as mode:
+        with RegionForZeros(expected, self._device) as mode:
             super().initialize_from_config(placed.config)  # type: ignore[misc]
         if mode.unused:
             raise NotElastic(
@@ -149,7 +160,8 @@ class ElasticWorker:
     def _placed(self, config: KVCacheConfig) -> Placement:
         """Where this rank's pages lie: as vLLM has it, where that is not ours to choose."""
         geometry = self._geometry(config)
-        return Placement(config, geometry, layout_of(spans_of(config)), allocations_of(config))
+        layout = layout_of(spans_of(config, self._parts))
+        return Placement(config, geometry, layout, allocations_of(config))
 
     def _geometry(self, config: KVCacheConfig, least_part_bytes: int = 0) -> _C.Geometry:
         assert self._driver is not None
@@ -157,7 +169,7 @@ class ElasticWorker:
         layers = getattr(text, "num_hidden_layers", 0) or 0
         stages = layers_of_stages(layers, self.vllm_config.parallel_config.pipeline_parallel_size)
         least = max(least_part_bytes, settings().page_size_mb << 20)
-        return geometry_of(config, layers, self._driver, least, stages)
+        return geometry_of(config, layers, self._driver, least, stages, self._parts)
 
     def _start_pager(self, placed: Placement, path: str, name: str) -> _C.Pager:
         wanted = settings()
@@ -206,7 +218,7 @@ class ElasticWorker:
 
     def _region(self, pager: _C.Pager) -> torch.Tensor:
         return torch.from_dlpack(
-            pager.region(0, _DLPACK_DEVICE[self.device.type], self.device.index or 0)
+            pager.region(0, _DLPACK_DEVICE[self._device.type], self._device.index or 0)
         )
 
     def execute_model(self, scheduler_output: SchedulerOutput) -> Any:
@@ -218,7 +230,9 @@ class ElasticWorker:
         output = super().execute_model(scheduler_output)  # type: ignore[misc]
         if self._marks is not None:
             step = getattr(scheduler_output, "kvcached_step", 0)
-            if output is not None or scheduler_output.total_num_scheduled_tokens == 0:
+            # Up to 0.10 a step samples by itself, and a rank may have nothing to answer.
+            alone = not hasattr(super(), "sample_tokens")
+            if output is not None or alone or scheduler_output.total_num_scheduled_tokens == 0:
                 self._marks.mark(step)
             else:
                 self._step_to_mark = step

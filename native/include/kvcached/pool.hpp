@@ -53,6 +53,11 @@ class Pool {
   [[nodiscard]] bool give_cached(std::uint32_t block) noexcept;
   /// Tells that a cached block's prefix is gone. False where it was not cached.
   [[nodiscard]] bool forget(std::uint32_t block) noexcept;
+  /// Whether a block's contents are its own: used or cached.
+  [[nodiscard]] bool holds(std::uint32_t block) const noexcept {
+    return block < states_.size() &&
+           (states_[block] == BlockState::used || states_[block] == BlockState::cached);
+  }
   // Many blocks at once, for engines that keep ids in arrays.
 
   /// Fills `blocks` with blocks taken out, in the order of take(). False, and nothing is taken,

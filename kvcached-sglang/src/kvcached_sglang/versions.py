@@ -1,0 +1,132 @@
+"""Which SGLang versions are served: those that were run, and those whose contract holds.
+
+``results/`` has a file for each version that the matrix has seen (`nox -s matrix`), with what came
+of it. Versions between them have the same extension points. In any version that was not run,
+:mod:`kvcached_sglang.contract` looks before an engine is elastic. The standard library alone.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kvcached import compatibility
+from kvcached.compatibility import CONTRACT, ON_CPU, ON_GPU, REFUSED
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from kvcached.compatibility import Result
+
+RESULTS = Path(__file__).with_name("results")
+
+Number = tuple[int, int, int]
+
+#: The oldest that takes another scheduler's process: python -m kvcached_sglang.launch_server.
+OLDEST: Number = (0, 5, 9)
+#: The first with plugins.
+PLUGINS: Number = (0, 5, 11)
+
+
+def number_of(version: str) -> Number | None:
+    """The three numbers, or None where the version has none. "0.5.11rc1" and "0.5.12.post1" are the
+    releases that they belong to."""
+    found = re.match(r"(\d+)\.(\d+)\.(\d+)", version)
+    return (int(found[1]), int(found[2]), int(found[3])) if found else None
+
+
+@functools.cache
+def results() -> Mapping[Number, Result]:
+    """The matrix's results, oldest first."""
+    found = {}
+    for result in compatibility.load(RESULTS):
+        number = number_of(result.version)
+        assert number is not None, result
+        found[number] = result
+    return dict(sorted(found.items()))
+
+
+def served_range() -> str:
+    """The versions that are served as people read them."""
+    served = [number for number, result in results().items() if not result.refused]
+    return f"{_text(OLDEST)} to {_text(max(served, default=PLUGINS))}"
+
+
+def needs_launcher(version: str) -> bool:
+    """Whether this version has no plugins, and is served by our launcher."""
+    number = number_of(version)
+    return number is not None and OLDEST <= number < PLUGINS
+
+
+def level(version: str, device: str) -> str:
+    """How well a version is known on a device ("cpu" or "cuda"): one of compatibility.LEVELS."""
+    known = _result(version)
+    if known is not None:
+        return known.levels.get(device, REFUSED)
+    refused = not needs_launcher(version) and reason(version) is not None
+    return REFUSED if refused else CONTRACT
+
+
+def reason(version: str) -> str | None:
+    """Why a version is not served by SGLang's plugins, or None; the contract is not asked."""
+    number = number_of(version)
+    if number is None:
+        return (
+            f"SGLang {version} is installed, a version without numbers; works with {served_range()}"
+        )
+    if number < OLDEST:
+        return (
+            f"SGLang {version} is installed; the oldest version that works is {_text(OLDEST)}: "
+            "older ones cannot be given another KV cache"
+        )
+    known = _result(version)
+    if known is not None and known.refused:
+        return f"SGLang {version} is installed, of which is known: {known.reason}"
+    if number < PLUGINS:
+        return (
+            f"SGLang {version} has no plugins: start it with "
+            "python -m kvcached_sglang.launch_server"
+        )
+    return None
+
+
+def was_run(version: str) -> bool:
+    """Whether a whole engine of this version was, on some device."""
+    known = _result(version)
+    return known is not None and known.was_run
+
+
+def broken_reason(version: str, broken: list[str]) -> str:
+    """Why a version whose contract does not hold is not served. `broken`: what contract.broken()
+    says, at least one line."""
+    more = f" (and {len(broken) - 1} more)" if len(broken) > 1 else ""
+    return (
+        f"SGLang {version} is installed, which differs from what kvcached builds on: {broken[0]}"
+        f"{more}; works with {served_range()}"
+    )
+
+
+def caution(version: str, seams: int) -> str:
+    """What to say of a version that is served though nobody ran it; `seams`: how many were found
+    in their places."""
+    return (
+        f"SGLang {version} was not run with this version of kvcached; all {seams} of its extension "
+        "points are where they should be"
+    )
+
+
+def best_level(version: str) -> str:
+    """How well a version is known on the device where it is known best."""
+    known = {level(version, device) for device in ("cpu", "cuda")}
+    return next(each for each in (ON_GPU, ON_CPU, CONTRACT, REFUSED) if each in known)
+
+
+def _result(version: str) -> Result | None:
+    number = number_of(version)
+    return None if number is None else results().get(number)
+
+
+def _text(number: Number) -> str:
+    return ".".join(map(str, number))
