@@ -150,8 +150,8 @@ def test_its_answers_wander_so_that_equal_tokens_mean_something(served: Run) -> 
 
 def test_its_prefixes_are_found_as_in_vanilla(served: Run) -> None:
     vanilla, ours = (side.result(PREFIXES.name) for side in (served.vanilla, served.ours))
-    # Somewhat fewer, above all in the second wave: the elastic engine keeps 3,200 tokens, and what it
-    # drops goes by whole extents.
+    # Somewhat fewer, above all in the second wave: the elastic engine keeps 3,200 tokens, and what
+    # it drops goes by whole extents.
     first, second = ours["cached_tokens"]
     most_first, most_second = vanilla["cached_tokens"]
     assert 0.8 * most_first <= first <= most_first
