@@ -150,11 +150,13 @@ def test_its_answers_wander_so_that_equal_tokens_mean_something(served: Run) -> 
 
 def test_its_prefixes_are_found_as_in_vanilla(served: Run) -> None:
     vanilla, ours = (side.result(PREFIXES.name) for side in (served.vanilla, served.ours))
-    # Fewer in the second wave: the elastic engine keeps 3,200 tokens of the first.
+    # Somewhat fewer, above all in the second wave: the elastic engine keeps 3,200 tokens, and what
+    # it drops goes by whole extents.
     first, second = ours["cached_tokens"]
-    assert first == vanilla["cached_tokens"][0]
-    assert second <= vanilla["cached_tokens"][1]
-    assert (second > 0) == (vanilla["cached_tokens"][1] > 0)
+    most_first, most_second = vanilla["cached_tokens"]
+    assert 0.8 * most_first <= first <= most_first
+    assert second <= most_second
+    assert (second > 0) == (most_second > 0)
 
 
 def test_its_pool_grows_with_the_load_and_comes_back(served: Run) -> None:
