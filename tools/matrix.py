@@ -71,11 +71,11 @@ def run(minor: str, with_engine: bool) -> int:
     tests = _pytest(WHOLE if with_engine else WITHOUT_ENGINE)
     cpu = versions.ON_CPU if with_engine else versions.CONTRACT
     cuda = _cuda_level(before)
-    reason = contract.broken(contract.installed(), "cuda")[0] if cuda == versions.REFUSED else None
+    gap = contract.broken(contract.installed(), "cuda")[0] if cuda == versions.REFUSED else None
     result = versions.Result(
         version=version,
         levels={"cpu": versions.REFUSED if tests.failed else cpu, "cuda": cuda},
-        reason=f"{tests.failed[0]} fails" if tests.failed else reason,
+        reason=f"{tests.failed[0]} fails" if tests.failed else gap,
         seconds=round(tests.seconds, 1),
         date=_today(),
         ran=f"{tests.passed} of {tests.passed + len(tests.failed)} contract tests pass"

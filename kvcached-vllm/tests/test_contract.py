@@ -79,8 +79,8 @@ def test_the_installed_engine_is_as_it_should_be() -> None:
         ),
         (
             "v1/core/kv_cache_utils.py",
-            r"def popleft_n\(",
-            "def pop_many(self, n):\n        ...\n\n    def popleft_n(",
+            r"def popleft\(",
+            "def pop_many(self, n):\n        ...\n\n    def popleft(",
             "new method pop_many()",
         ),
         ("v1/core/block_pool.py", r"\bfree_block_queue\b", "free", "has no free_block_queue"),

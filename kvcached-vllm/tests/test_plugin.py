@@ -62,7 +62,7 @@ CASES: dict[str, dict[str, Any]] = {
     "required and off": {"env": {"KVCACHED_REQUIRED": "1", "ENABLE_KVCACHED": "no"}},
     "bad": {"env": {"ENABLE_KVCACHED": "maybe"}},
     "bad demand": {"env": {"ENABLE_KVCACHED": "off", "KVCACHED_REQUIRED": "maybe"}},
-    "old": {"version": "0.9.2"},
+    "old": {"version": "0.8.5"},
     "newest": {"version": "0.32.7rc1"},
     "unknown": {"version": "0.99.0"},
     "strange": {"version": "dev"},
@@ -138,7 +138,7 @@ def test_the_elastic_platform_is_named_without_a_word(
     ("case", "reason"),
     [
         ("off", "ENABLE_KVCACHED=false"),
-        ("old", "vLLM 0.9.2 is installed; the oldest version that works is"),
+        ("old", "vLLM 0.8.5 is installed; the oldest version that works is"),
         ("another", "the platform plugin 'another' is active"),
     ],
 )
