@@ -26,7 +26,7 @@ class Session:
 
         if events := options.get("kv_events_config"):
             options["kv_events_config"] = KVEventsConfig(**events)
-        return cls(LLM(**_for_this_version(options)))
+        return cls(LLM(**options))
 
     # -- Asking ---------------------------------------------------------------------------
 
@@ -112,17 +112,6 @@ class Session:
         """Let the engine lie idle, not even stepping, and see what it still holds."""
         time.sleep(seconds)
         return self.memory()
-
-
-def _for_this_version(options: dict[str, Any]) -> dict[str, Any]:
-    """Options as the installed vLLM takes them: up to 0.10 a block on a CPU has 16 tokens (0.10
-    platforms/cpu.py), and 0.9 has no size of a cache in bytes."""
-    from vllm.engine.arg_utils import EngineArgs
-    from vllm.v1.attention.backends import cpu_attn
-
-    known = EngineArgs.__dataclass_fields__
-    taken = {name: value for name, value in options.items() if name in known}
-    return {**taken, "block_size": 16} if hasattr(cpu_attn, "TorchSDPABackend") else taken
 
 
 def _places_of_a_block() -> int:

@@ -14,6 +14,7 @@ from sessions.versions import (
     REFUSED_VLLM_VERSIONS,
     SGLANG_VERSIONS,
     VLLM_VERSIONS,
+    VLLM_WITHOUT_ENGINE,
 )
 
 
@@ -47,7 +48,7 @@ def matrix(session: nox.Session, engine: str, version: str) -> None:
     refused = version in REFUSED_VLLM_VERSIONS
     needs = () if refused else ("integration-tests/requirements.txt",)
     vllm_environment(session, *needs, version=version)
-    whole = () if version != "0.33" else ("--without-engine",)
+    whole = ("--without-engine",) if version in VLLM_WITHOUT_ENGINE else ()
     session.run("python", "-m", "tools.matrix", "run", engine, version, *whole)
 
 

@@ -41,6 +41,8 @@ class Build:
     xgrammar: str = "0.2.8"
     """Installed as vLLM is: their dependency lists name gigabytes that a text model on a CPU never
     loads."""
+    engine: bool = True
+    """Whether its extension loads, so that an engine runs."""
 
     @property
     def stand_in(self) -> str:
@@ -51,15 +53,12 @@ class Build:
 
 _BEFORE_0_20 = (
     *("transformers>=4.56.0,<5", "numba==0.61.2", "numpy<2.3", "llguidance>=1.3.0,<1.4.0"),
-    *("gguf", "diskcache", "mistral_common", "lm-format-enforcer==0.11.3"),
-)
-_BEFORE_0_11 = (
-    *("numba==0.61.2", "numpy<2.3", "llguidance>=0.7.11,<0.8", "gguf", "diskcache"),
-    *("mistral_common", "lm-format-enforcer<0.12", "opencv-python-headless<4.13"),
+    *("compressed-tensors==0.13.0", "gguf", "diskcache", "mistral_common"),
+    "lm-format-enforcer==0.11.3",
 )
 
 BUILDS = {
-    "0.33": Build("0.33.0", "2.13.0", "vllm"),  # wants 2.14.0, and has no CPU build
+    "0.33": Build("0.33.0", "2.13.0", "vllm", engine=False),  # wants 2.14.0, has no CPU build
     "0.32": Build("0.32.0", "2.13.0"),
     "0.31": Build("0.31.0", "2.13.0"),
     "0.30": Build("0.30.0", "2.13.0"),
@@ -72,34 +71,12 @@ BUILDS = {
     "0.23": Build("0.23.0", "2.11.0", more=("gguf",)),
     "0.22": Build("0.22.1", "2.11.0", more=("gguf",)),
     "0.20": Build("0.20.2", "2.11.0", more=("gguf",)),
-    "0.17": Build(
-        "0.17.1", "2.10.0", more=(*_BEFORE_0_20, "compressed-tensors==0.13.0"), xgrammar="0.1.29"
-    ),
-    "0.14": Build(
-        "0.14.1", "2.9.1", more=(*_BEFORE_0_20, "compressed-tensors==0.13.0"), xgrammar="0.1.29"
-    ),
-    "0.11": Build(
-        "0.11.2", "2.8.0", more=(*_BEFORE_0_20, "compressed-tensors==0.12.2"), xgrammar="0.1.25"
-    ),
-    "0.10": Build(
-        "0.10.2",
-        "2.6.0",
-        more=(
-            *_BEFORE_0_11,
-            *("transformers>=4.55.2,<5", "compressed-tensors==0.11.0"),
-        ),
-        xgrammar="0.1.23",
-    ),
-    "0.9": Build(
-        "0.9.2",
-        "2.6.0",
-        more=(
-            *_BEFORE_0_11,
-            *("transformers>=4.51.1,<4.54", "compressed-tensors==0.10.2", "openai<=1.90.0"),
-            "outlines==0.1.11",
-        ),
-        xgrammar="0.1.19",
-    ),
+    "0.17": Build("0.17.1", "2.10.0", more=_BEFORE_0_20, xgrammar="0.1.29"),
+    "0.14": Build("0.14.1", "2.9.1", more=_BEFORE_0_20, xgrammar="0.1.29"),
+    # Their extension wants a newer C++ library than Debian 12 has: their Python alone.
+    "0.11": Build("0.11.2", "2.9.1", more=_BEFORE_0_20, xgrammar="0.1.29", engine=False),
+    "0.10": Build("0.10.2", "2.9.1", more=_BEFORE_0_20, xgrammar="0.1.29", engine=False),
+    "0.9": Build("0.9.2", "2.9.1", more=_BEFORE_0_20, xgrammar="0.1.29", engine=False),
     "0.8": Build("0.8.5", None),  # refused, which its sources tell
 }
 """By minor version."""
@@ -126,8 +103,8 @@ def install_vllm(python: Path, steps: Steps, minor: str = DEFAULT) -> None:
         steps.command(f"vLLM for CUDA ({cuda})", pip_install(python, cuda))
     else:
         _install_cpu_vllm(python, steps, build)
-    if build.distribution == "vllm" or build.torch is None:
-        return  # no engine, so no command either
+    if not build.engine or build.torch is None:
+        return  # no command either
     steps.command("vLLM answers", [python.parent / "vllm", "--version"])
 
 
