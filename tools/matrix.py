@@ -165,11 +165,11 @@ def run(engine: Engine, named: str, with_engine: bool) -> int:
         "cpu": REFUSED if tests.failed else ON_CPU if with_engine else CONTRACT,
         "cuda": ON_GPU if on_gpu else REFUSED if broken["cuda"] else CONTRACT,
     }
-    reason = broken["cuda"][0] if levels["cuda"] == REFUSED else None
+    left_out = broken["cuda"][0] if levels["cuda"] == REFUSED else None
     result = Result(
         version=version,
         levels=levels,
-        reason=f"{tests.failed[0]} fails" if tests.failed else reason,
+        reason=f"{tests.failed[0]} fails" if tests.failed else left_out,
         seconds=round(tests.seconds, 1),
         date=_today(),
         ran=f"{tests.passed} of {tests.passed + len(tests.failed)} contract tests pass"
