@@ -39,7 +39,7 @@ def test_versions_without_plugins_are_told_our_launcher(version: str) -> None:
     [
         ("0.5.8", "refused"),
         ("0.5.13", "contract only"),
-        ("0.5.14", "verified on CPU"),
+        ("0.5.23", "verified on CPU"),
         ("0.5.17", "verified on GPU"),
         ("0.5.99", "contract only"),
         ("nightly", "refused"),
