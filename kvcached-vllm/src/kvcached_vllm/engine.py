@@ -102,10 +102,11 @@ def parts_of(spec: KVCacheSpec) -> Mapping[str, KVCacheSpec] | None:
 
 def has_states(config: KVCacheConfig) -> bool:
     """Whether some layers keep a state (Mamba and its like) instead of keys and values."""
-    from vllm.v1.kv_cache_interface import MambaSpec
+    from vllm.v1 import kv_cache_interface
 
+    state = getattr(kv_cache_interface, "MambaSpec", ())
     return any(
-        isinstance(part, MambaSpec)
+        isinstance(part, state)
         for group in config.kv_cache_groups
         for part in (parts_of(group.kv_cache_spec) or {"": group.kv_cache_spec}).values()
     )

@@ -7,7 +7,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import torch
-from vllm.v1.kv_cache_interface import ChunkedLocalAttentionSpec, SlidingWindowSpec
+from vllm.v1.kv_cache_interface import SlidingWindowSpec
 
 from kvcached_vllm import engine
 from kvcached_vllm.extent_layout import ids_of
@@ -142,7 +142,7 @@ def _skipped_tokens(spec: Any, tokens: int) -> int:
     # A FullAttentionSpec may name a window or a chunk, too: its blocks are kept all the same.
     if type(spec) is SlidingWindowSpec:
         return max(0, tokens - int(spec.sliding_window) + 1)
-    if type(spec) is ChunkedLocalAttentionSpec:
+    if type(spec).__name__ == "ChunkedLocalAttentionSpec":  # which 0.9 does not have
         chunk = int(spec.attention_chunk_size)
         return tokens // chunk * chunk
     if getattr(spec, "mamba_cache_mode", "none") == "align":
