@@ -26,9 +26,9 @@ def installed(monkeypatch: pytest.MonkeyPatch, version: str | None) -> None:
 @pytest.mark.parametrize(
     ("version", "said"),
     [
-        ("0.5.8", "0.5.9 and later"),
-        ("0.4.6.post5", "0.5.9 and later"),
-        ("0.5.24", "0.5.11 up to, not including, 0.5.24"),
+        ("0.5.8", "the oldest version that works is 0.5.9"),
+        ("0.4.6.post5", "the oldest version that works is 0.5.9"),
+        ("nightly", "a version without numbers; works with 0.5.9 to 0.5.23"),
         (None, "SGLang is not installed here"),
     ],
 )
