@@ -118,5 +118,5 @@ def format_(session: nox.Session) -> None:
     session.run("ruff", "check", "--fix")
 
 
-# Build tools inherit it: two compilers on two cores, whatever the machine claims.
+# Build tools inherit it: as many compilers as processors; Ninja would take two more.
 os.environ.setdefault("CMAKE_BUILD_PARALLEL_LEVEL", str(os.cpu_count() or 2))

@@ -11,7 +11,6 @@ import nox
 
 ROOT = Path(__file__).parents[1]
 BUILD = ROOT / "build"
-ENGINE_PACKAGES = ("kvcached-vllm", "kvcached-sglang")
 
 _built_in_this_run: set[Path] = set()
 

@@ -63,7 +63,7 @@ def matrix(session: nox.Session, engine: str, version: str) -> None:
 )
 def contract(session: nox.Session, engine: str, version: str) -> None:
     """The contract tests with the oldest vLLM and the newest and the oldest SGLang that serve on a
-    CPU. They write nothing down, as `matrix` does; the newest vLLM is in `vllm`."""
+    CPU. They write nothing down, as `matrix` does. What the newest vLLM does is in `vllm`."""
     if engine == "vllm":
         vllm_environment(session, "integration-tests/requirements.txt", version=version)
         session.run("pytest", "-v", "integration-tests", "-m", "contract")

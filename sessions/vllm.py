@@ -12,8 +12,8 @@ from sessions.environments import vllm_environment
 
 @nox.session
 def vllm(session: nox.Session) -> None:
-    """The newest vLLM that serves on a CPU: whole engines under every load. Its contract tests are
-    left to `matrix`, the slow ones to `vllm-slow`.
+    """The newest vLLM that serves on a CPU: whole engines under every load. Its contract tests ask
+    less of the same and are left to `matrix`, the slow ones to `vllm-slow`.
 
     `nox -s vllm -- ARGUMENTS` passes arguments to pytest.
     """
@@ -42,8 +42,8 @@ def vllm_026(session: nox.Session) -> None:
     several GB. Beside a GPU, what needs one runs, too."""
     session.install("vllm==0.26.0", "pytest")
     install(session, wheels(session, "vllm"))
-    tests = ("allocation", "contract", "coordinator", "extent_layout", "kv_placement", "sanity")
-    others = ("supply", "versions", "warm_up", "working_memory")
+    tests = ("allocation", "contract", "coordinator", "extent_layout", "keys_apart", "kv_placement")
+    others = ("sanity", "supply", "versions", "warm_up", "working_memory")
     files = [f"kvcached-vllm/tests/test_{name}.py" for name in (*tests, *others)]
     session.run("pytest", "-q", *files)
 

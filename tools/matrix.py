@@ -183,7 +183,8 @@ def run(engine: Engine, named: str, with_engine: bool) -> int:
 def forget(engine: Engine, named: str) -> int:
     """Drops what a CPU has shown, so that it decides nothing; what a GPU has shown stays."""
     if (known := engine.recorded(named)) is not None:
-        levels = {**known.levels, "cpu": CONTRACT}
+        shown = known.levels["cuda"] == ON_GPU
+        levels = {"cpu": CONTRACT, "cuda": ON_GPU if shown else CONTRACT}
         engine.write(named, Result(known.version, levels, gpu=known.gpu))
     return 0
 

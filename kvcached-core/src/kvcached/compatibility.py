@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
 ON_GPU = "verified on GPU"
@@ -52,6 +52,11 @@ class Result:
     def record(self) -> dict[str, Any]:
         """The result as it is written."""
         return {name: value for name, value in vars(self).items() if value is not None}
+
+
+def best(levels: Iterable[str]) -> str:
+    """The best known of several levels."""
+    return min(levels, key=LEVELS.index)
 
 
 def load(folder: Path) -> list[Result]:

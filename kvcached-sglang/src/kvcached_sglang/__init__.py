@@ -86,6 +86,32 @@ def _schedules() -> bool:
     return _SCHEDULER in sys.modules
 
 
+def _has_scheduler() -> bool:
+    try:
+        return find_spec(_SCHEDULER) is not None
+    except ModuleNotFoundError:  # of a package above it
+        return False
+
+
+def contract_reason(launched: bool) -> str | None:
+    """Why the installed SGLang, whose scheduler is loaded, is not served on this machine's device,
+    or None: with a line where nobody ran it here. `launched`: whether by our launcher."""
+    import torch
+
+    from kvcached_sglang import contract, versions
+
+    installed = installed_sglang() or ""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if (reason := versions.device_reason(installed, device)) is not None:
+        return reason
+    if versions.was_run(installed, device):
+        return None
+    if broken := contract.broken(launched):
+        return versions.broken_reason(installed, broken)
+    say_once(f"kvcached: {versions.caution(installed, device, len(contract.seams(launched)))}")
+    return None
+
+
 def register() -> None:
     """SGLang's general plugin. SGLang only logs what a plugin raises, so that whatever must stop
     the engine leaves as SystemExit."""
@@ -117,16 +143,12 @@ def _attach() -> str | None:
 
     if (reason := versions.reason(installed)) is not None:
         return reason
-    if not versions.was_run(installed) and find_spec(_SCHEDULER) is None:
+    if not versions.known(installed) and not _has_scheduler():
         return versions.broken_reason(installed, [f"a scheduler: no module {_SCHEDULER}"])
     if not _schedules():
         return None
-    if not versions.was_run(installed):
-        from kvcached_sglang import contract
-
-        if broken := contract.broken(launched=False):
-            return versions.broken_reason(installed, broken)
-        say_once(f"kvcached: {versions.caution(installed, len(contract.seams(launched=False)))}")
+    if (reason := contract_reason(launched=False)) is not None:
+        return reason
     from kvcached_sglang import attachment
 
     return attachment.attach()

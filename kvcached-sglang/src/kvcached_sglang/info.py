@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from kvcached.compatibility import best
 from kvcached.hooks import EngineInfo, hookimpl
 from kvcached_sglang import installed_sglang, versions
 
@@ -12,5 +13,5 @@ def kvcached_engine_info() -> EngineInfo:
     installed = installed_sglang()
     if installed is None:
         return EngineInfo("sglang", None, versions.served_range(), "absent")
-    level = versions.best_level(installed)
+    level = best(versions.level(installed, device) for device in ("cpu", "cuda"))
     return EngineInfo("sglang", installed, versions.served_range(), level)

@@ -20,6 +20,14 @@ def run_scheduler_process(*args: Any, **kwargs: Any) -> None:
     """SGLang's ``run_scheduler_process()``, with the elastic scheduler in place of its own."""
     from sglang.srt.managers import scheduler
 
+    from kvcached_sglang import contract_reason, required, say_once
+
+    if (reason := contract_reason(launched=True)) is not None:
+        if required():
+            raise SystemExit(f"kvcached: KVCACHED_REQUIRED=true, but: {reason}")
+        say_once(f"kvcached: vanilla: {reason}")
+        scheduler.run_scheduler_process(*args, **kwargs)
+        return
     from kvcached_sglang.launched_scheduler import ElasticScheduler
 
     run = _naming(scheduler.run_scheduler_process, "Scheduler", ElasticScheduler)

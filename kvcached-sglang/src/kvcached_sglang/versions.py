@@ -92,10 +92,23 @@ def reason(version: str) -> str | None:
     return None
 
 
-def was_run(version: str) -> bool:
-    """Whether a whole engine of this version was, on some device."""
+def device_reason(version: str, device: str) -> str | None:
+    """Why a version that is served is not on this device, or None."""
     known = _result(version)
-    return known is not None and known.was_run
+    if known is not None and known.levels.get(device) == REFUSED:
+        return f"SGLang {version} is not covered on this device: {known.reason}"
+    return None
+
+
+def known(version: str) -> bool:
+    """Whether the matrix has seen this version."""
+    return _result(version) is not None
+
+
+def was_run(version: str, device: str) -> bool:
+    """Whether a whole engine of this version was, on this device."""
+    found = _result(version)
+    return found is not None and found.levels.get(device) in (ON_GPU, ON_CPU)
 
 
 def broken_reason(version: str, broken: list[str]) -> str:
@@ -108,19 +121,14 @@ def broken_reason(version: str, broken: list[str]) -> str:
     )
 
 
-def caution(version: str, seams: int) -> str:
-    """What to say of a version that is served though nobody ran it; `seams`: how many were found
-    in their places."""
+def caution(version: str, device: str, seams: int) -> str:
+    """What to say of a version that is served though nobody ran it on this device; `seams`: how
+    many were found in their places."""
+    where = {"cuda": "on a GPU", "cpu": "on a CPU"}.get(device, f"on {device}")
     return (
-        f"SGLang {version} was not run with this version of kvcached; all {seams} of its extension "
-        "points are where they should be"
+        f"SGLang {version} was not run with this version of kvcached {where}; all {seams} of its "
+        "extension points are where they should be"
     )
-
-
-def best_level(version: str) -> str:
-    """How well a version is known on the device where it is known best."""
-    known = {level(version, device) for device in ("cpu", "cuda")}
-    return next(each for each in (ON_GPU, ON_CPU, CONTRACT, REFUSED) if each in known)
 
 
 def _result(version: str) -> Result | None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from vllm.v1.core.kv_cache_coordinator import KVCacheCoordinator
 
 
-#: Blocks of no cache.
+#: More blocks than any cache has.
 _MORE_THAN_ANY = 1 << 40
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kvcached.compatibility import LEVELS, REFUSED
+from kvcached.compatibility import REFUSED, best
 from kvcached.hooks import EngineInfo, hookimpl
 from kvcached_vllm import installed_vllm, versions
 
@@ -16,6 +16,5 @@ def kvcached_engine_info() -> EngineInfo:
         return EngineInfo("vllm", None, versions.served_range(), "absent")
     if versions.reason(installed) is not None:
         return EngineInfo("vllm", installed, versions.served_range(), REFUSED)
-    known = {versions.level(installed, device) for device in ("cpu", "cuda")}
-    best = next(level for level in LEVELS if level in known)
-    return EngineInfo("vllm", installed, versions.served_range(), best)
+    level = best(versions.level(installed, device) for device in ("cpu", "cuda"))
+    return EngineInfo("vllm", installed, versions.served_range(), level)

@@ -57,6 +57,7 @@ class BlockSupply:
         self._step = 0
         self._deadline = 0.0
         self._linger = engine.may_forget_late(block_pool)
+        self._prefixes: Any = None
         self.short = False
         """Whether this step had to turn somebody away for want of memory."""
         self._adopt_queue()
@@ -76,11 +77,18 @@ class BlockSupply:
         if self._linger:
             from kvcached_vllm import prefixes
 
-            prefixes.adopt(self._block_pool, self.queue, self._forget)
+            pool, ids = self._block_pool, self._ids
 
-    def _forget(self, block: KVCacheBlock) -> None:
-        number = block.block_id if self._ids is None else self._ids.block_of(block.block_id)
-        engine.evict(self._block_pool, [number])
+            def forget(block: KVCacheBlock) -> None:
+                number = block.block_id if ids is None else ids.block_of(block.block_id)
+                engine.evict(pool, [number])
+
+            prefixes.adopt(pool, self.queue, forget)
+            self._prefixes = pool.cached_block_hash_to_block
+
+    def lost_prefixes(self) -> bool:
+        """Whether vLLM has begun a new map of prefixes, behind our back."""
+        return self._linger and self._block_pool.cached_block_hash_to_block is not self._prefixes
 
     def _settle(self) -> None:
         # vLLM derives what is used from this number less the free count.
