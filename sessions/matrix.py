@@ -86,7 +86,7 @@ def newest(session: nox.Session, engine: str) -> None:
     else:
         python = str(Path(session.virtualenv.location) / "bin" / "python")
         log = str(BUILD / "sglang-newest-install.log")
-        options = ("--python", python, "--version", "0.5.23", "--log", log)
+        options = ("--python", python, "--version", SGLANG_VERSIONS[0], "--log", log)
         session.run("python", "-m", "tools.sglang_environment", *options)
         session.install("pytest")
         install(session, wheels(session, "sglang"))

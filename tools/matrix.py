@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
-from kvcached.compatibility import CONTRACT, ON_CPU, ON_GPU, REFUSED, Result
+from kvcached.compatibility import CONTRACT, ON_CPU, ON_GPU, REFUSED, Result, read
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -66,7 +66,7 @@ class Engine:
     def recorded(self, version: str) -> Result | None:
         """What came of a version last time."""
         path = self.results / f"{version}.json"
-        return Result(**json.loads(path.read_text())) if path.exists() else None
+        return read(path) if path.exists() else None
 
     def write(self, version: str, result: Result) -> None:
         """Writes what came of it this time."""

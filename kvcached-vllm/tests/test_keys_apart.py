@@ -69,6 +69,11 @@ def parts(monkeypatch: pytest.MonkeyPatch) -> Any:
     return ask
 
 
+def test_a_model_without_a_cache_is_none_of_its_business() -> None:
+    # Why it stays vanilla is said elsewhere: it has no KV cache.
+    assert parts_of_page(SimpleNamespace(), {}) == 1  # type: ignore[arg-type]
+
+
 def test_the_shape_of_a_cache_tells_where_keys_and_values_lie(parts: Any) -> None:
     assert parts(attention("blocks", "both")) == 1
     assert parts(attention("blocks")) == 1

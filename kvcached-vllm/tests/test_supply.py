@@ -378,17 +378,15 @@ def test_of_two_copies_of_a_prefix_the_one_that_still_has_it_is_found(make_engin
         assert engine.block_pool.get_cached_block(key, [0]) == [block]
 
 
-def test_a_map_that_vllm_begins_anew_is_noticed_whatever_it_answers(make_engine: Any) -> None:
+def test_prefixes_go_from_a_map_that_vllm_began_anew_without_saying_so(make_engine: Any) -> None:
     # With a connector to be reset, too, vLLM may say no where it has dropped every prefix.
-    engine: Engine = make_engine(num_blocks=256, cached=8)
-    blocks = cache_copies(engine, [BlockHash(bytes([number] * 32)) for number in range(4)])
-    engine.block_pool.free_blocks(reversed(blocks))
-    assert not engine.supply.lost_prefixes()
+    engine: Engine = make_engine(num_blocks=256, cached=0)
     assert engine.block_pool.reset_prefix_cache()
-    assert engine.supply.lost_prefixes()
-    engine.supply.forget_prefixes()
-    assert not engine.supply.lost_prefixes()
-    assert engine.supply.pool.num_cached == 0
+    hashes = [BlockHash(bytes([number] * 32)) for number in range(4)]
+    engine.block_pool.free_blocks(reversed(cache_copies(engine, hashes)))
+    assert all(engine.block_pool.get_cached_block(key, [0]) for key in hashes)
+    engine.supply.tidy(idle=False)
+    assert not any(engine.block_pool.get_cached_block(key, [0]) for key in hashes)
 
 
 def test_whoever_listens_hears_of_a_forgotten_prefix_at_once(make_engine: Any) -> None:

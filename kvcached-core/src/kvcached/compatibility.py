@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
 ON_GPU = "verified on GPU"
@@ -59,6 +59,23 @@ def best(levels: Iterable[str]) -> str:
     return min(levels, key=LEVELS.index)
 
 
-def load(folder: Path) -> list[Result]:
-    """The results in a folder, in no order."""
-    return [Result(**json.loads(path.read_text())) for path in folder.glob("*.json")]
+def read(path: Path) -> Result:
+    """The result in a file."""
+    return Result(**json.loads(path.read_text()))
+
+
+def load(
+    folder: Path, number_of: Callable[[str], tuple[int, ...] | None]
+) -> dict[tuple[int, ...], Result]:
+    """The results in a folder by the numbers of their versions, oldest first."""
+    found = {}
+    for result in map(read, folder.glob("*.json")):
+        number = number_of(result.version)
+        assert number is not None, result
+        found[number] = result
+    return dict(sorted(found.items()))
+
+
+def text_of(number: tuple[int, ...]) -> str:
+    """A version's numbers as people write them."""
+    return ".".join(map(str, number))

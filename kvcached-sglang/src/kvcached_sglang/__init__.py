@@ -143,7 +143,7 @@ def _attach() -> str | None:
 
     if (reason := versions.reason(installed)) is not None:
         return reason
-    if not versions.known(installed) and not _has_scheduler():
+    if not versions.recorded(installed) and not _has_scheduler():
         return versions.broken_reason(installed, [f"a scheduler: no module {_SCHEDULER}"])
     if not _schedules():
         return None

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kvcached import compatibility
-from kvcached.compatibility import CONTRACT, ON_CPU, ON_GPU, REFUSED
+from kvcached.compatibility import CONTRACT, ON_CPU, ON_GPU, REFUSED, text_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 RESULTS = Path(__file__).with_name("results")
 
-Number = tuple[int, int, int]
+Number = tuple[int, ...]
 
 #: The oldest that takes another scheduler's process: python -m kvcached_sglang.launch_server.
 OLDEST: Number = (0, 5, 9)
@@ -40,18 +40,13 @@ def number_of(version: str) -> Number | None:
 @functools.cache
 def results() -> Mapping[Number, Result]:
     """The matrix's results, oldest first."""
-    found = {}
-    for result in compatibility.load(RESULTS):
-        number = number_of(result.version)
-        assert number is not None, result
-        found[number] = result
-    return dict(sorted(found.items()))
+    return compatibility.load(RESULTS, number_of)
 
 
 def served_range() -> str:
     """The versions that are served as people read them."""
     served = [number for number, result in results().items() if not result.refused]
-    return f"{_text(OLDEST)} to {_text(max(served, default=PLUGINS))}"
+    return f"{text_of(OLDEST)} to {text_of(max(served, default=PLUGINS))}"
 
 
 def needs_launcher(version: str) -> bool:
@@ -78,7 +73,7 @@ def reason(version: str) -> str | None:
         )
     if number < OLDEST:
         return (
-            f"SGLang {version} is installed; the oldest version that works is {_text(OLDEST)}: "
+            f"SGLang {version} is installed; the oldest version that works is {text_of(OLDEST)}: "
             "older ones cannot be given another KV cache"
         )
     known = _result(version)
@@ -100,7 +95,7 @@ def device_reason(version: str, device: str) -> str | None:
     return None
 
 
-def known(version: str) -> bool:
+def recorded(version: str) -> bool:
     """Whether the matrix has seen this version."""
     return _result(version) is not None
 
@@ -134,7 +129,3 @@ def caution(version: str, device: str, seams: int) -> str:
 def _result(version: str) -> Result | None:
     number = number_of(version)
     return None if number is None else results().get(number)
-
-
-def _text(number: Number) -> str:
-    return ".".join(map(str, number))

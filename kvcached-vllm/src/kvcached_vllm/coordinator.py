@@ -47,21 +47,25 @@ class _Elastic:
 
         vLLM says by `apply_admission_cap` that the admission gate asks, which came with 0.20.
         """
-        need = self._vanilla_need(request_id, num_tokens, new_computed_blocks, *args, **kwargs)
+        need: int = super().get_num_blocks_to_allocate(  # type: ignore[misc]
+            request_id,
+            num_tokens,
+            new_computed_blocks,
+            *args,
+            **kwargs,
+        )
         if need <= 0 or need > _MORE_THAN_ANY:
-            # Nearly every request of nearly every step: its last block has room.
+            # Nearly every request of nearly every step: its last block has room. Or it is not to
+            # be admitted yet, whatever there is.
             return need
         if kwargs.get("apply_admission_cap"):
             return self.kvcached.promise(need)
         return self.kvcached.provide(need, request_id, new_computed_blocks)
 
-    def _vanilla_need(self, *args: Any, **kwargs: Any) -> int:
-        need: int = super().get_num_blocks_to_allocate(*args, **kwargs)  # type: ignore[misc]
-        return need
 
-
-class _ElasticWithStates(_Elastic):
-    """For caches with Mamba states, of which vLLM may say that they can be used a step later only.
+class _LaterStates:
+    """Mixed in between, for caches with Mamba states, of which vLLM may say that they can be used a
+    step later only.
 
     It says so by a need of one block more than there are (0.32
     v1/core/single_type_kv_cache_manager.py, MambaManager.get_num_blocks_to_allocate). More blocks
@@ -70,14 +74,16 @@ class _ElasticWithStates(_Elastic):
 
     block_pool: Any
 
-    def _vanilla_need(self, *args: Any, **kwargs: Any) -> int:
+    def get_num_blocks_to_allocate(self, *args: Any, **kwargs: Any) -> int:
+        """vLLM's answer; more than any cache has where a state is to be used later."""
         pool = self.block_pool
         there = pool.num_gpu_blocks
         pool.num_gpu_blocks = _MORE_THAN_ANY
         try:
-            return super()._vanilla_need(*args, **kwargs)
+            need: int = super().get_num_blocks_to_allocate(*args, **kwargs)  # type: ignore[misc]
         finally:
             pool.num_gpu_blocks = there
+        return need
 
 
 class Coordinators(NamedTuple):
@@ -95,8 +101,8 @@ def elastic_coordinator(vanilla: KVCacheCoordinator, supply: Supplier) -> KVCach
     sees the same state.
     """
     base = type(vanilla)
-    ours = _ElasticWithStates if engine.has_states(vanilla.kv_cache_config) else _Elastic
-    made: Any = object.__new__(type(f"Elastic{base.__name__}", (ours, base), {}))
+    between = (_LaterStates,) if engine.has_states(vanilla.kv_cache_config) else ()
+    made: Any = object.__new__(type(f"Elastic{base.__name__}", (_Elastic, *between, base), {}))
     made.__dict__ = vanilla.__dict__
     made.kvcached = supply
     return made

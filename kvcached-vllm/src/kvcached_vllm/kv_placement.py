@@ -65,7 +65,7 @@ def parts_of_page(vllm_config: VllmConfig, specs: Mapping[str, KVCacheSpec]) -> 
     the outermost dimensions tell; backends permute none but those behind them (0.22
     v1/attention/backends, get_kv_cache_stride_order()).
     """
-    if engine.describes_one_buffer():
+    if engine.describes_one_buffer() or not specs:
         return 1
     found: set[int | None] = set()
     for layer, attention in engine.attention_of(vllm_config, specs).items():

@@ -311,13 +311,10 @@ class _Elastic:
     def reset_prefix_cache(self, *args: Any, **kwargs: Any) -> bool:
         """vLLM's reset_prefix_cache(): the blocks of dropped prefixes are free."""
         with self.memory_lock:
-            supply = self._supply
             done: bool = super().reset_prefix_cache(*args, **kwargs)  # type: ignore[misc]
-            # The answer may be about a connector, too, where prefixes are gone all the same (up to
-            # 0.23).
-            if supply is not None and (done or supply.lost_prefixes()):
-                supply.forget_prefixes()
-                supply.tidy(idle=False)
+            if self._supply is not None and done:
+                self._supply.forget_prefixes()
+                self._supply.tidy(idle=False)
                 self._note_idle()
         return done
 

@@ -86,10 +86,6 @@ class BlockSupply:
             prefixes.adopt(pool, self.queue, forget)
             self._prefixes = pool.cached_block_hash_to_block
 
-    def lost_prefixes(self) -> bool:
-        """Whether vLLM has begun a new map of prefixes, behind our back."""
-        return self._linger and self._block_pool.cached_block_hash_to_block is not self._prefixes
-
     def _settle(self) -> None:
         # vLLM derives what is used from this number less the free count.
         self._block_pool.num_gpu_blocks = self.pool.num_usable - self.pool.num_withheld
@@ -143,12 +139,15 @@ class BlockSupply:
     def _drop(self, blocks: list[int]) -> None:
         if not self._linger:
             engine.evict(self._block_pool, blocks)
+        elif self._block_pool.cached_block_hash_to_block is not self._prefixes:
+            # Begun anew by a reset that vLLM did not report: up to 0.23 it answers no where there
+            # is no connector to be reset, too.
+            self._adopt_prefixes()
         self.queue.forget(blocks)
 
     def forget_prefixes(self) -> None:
-        """Follows vLLM, which has dropped every prefix and begun a new map of them."""
-        self._adopt_prefixes()
-        self.queue.forget(self.pool.coldest(0))
+        """Follows vLLM, which has dropped every prefix."""
+        self._drop(self.pool.coldest(0))
 
     def promise(self, need: int) -> int:
         """See coordinator.Supplier."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kvcached import compatibility
-from kvcached.compatibility import CONTRACT, ON_CPU, ON_GPU, REFUSED
+from kvcached.compatibility import CONTRACT, ON_CPU, ON_GPU, REFUSED, text_of
 from kvcached_vllm import contract, sources
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 RESULTS = Path(__file__).with_name("results")
 
-Number = tuple[int, int]
+Number = tuple[int, ...]
 
 #: Before, the KV cache manager had no coordinator that is asked what a request needs, and no V1
 #: engine ran on a CPU.
@@ -39,18 +39,13 @@ def number_of(version: str) -> Number | None:
 @functools.cache
 def results() -> Mapping[Number, Result]:
     """The matrix's results, oldest first."""
-    found = {}
-    for result in compatibility.load(RESULTS):
-        number = number_of(result.version)
-        assert number is not None, result
-        found[number] = result
-    return dict(sorted(found.items()))
+    return compatibility.load(RESULTS, number_of)
 
 
 def served_range() -> str:
     """The versions that are served as people read them."""
     served = [number for number, result in results().items() if not result.refused]
-    return f"{_text(OLDEST)} to {_text(max(served, default=OLDEST))}"
+    return f"{text_of(OLDEST)} to {text_of(max(served, default=OLDEST))}"
 
 
 def level(version: str, device: str) -> str:
@@ -67,7 +62,7 @@ def reason(version: str) -> str | None:
     number = number_of(version)
     installed = f"vLLM {version} is installed"
     if number is not None and number < OLDEST:
-        return f"{installed}; the oldest version that works is {_text(OLDEST)}"
+        return f"{installed}; the oldest version that works is {text_of(OLDEST)}"
     known = _result(version)
     if known is not None and known.refused:
         return f"{installed}, of which is known: {known.reason}; works with {served_range()}"
@@ -114,7 +109,3 @@ def _result(version: str) -> Result | None:
 @functools.cache
 def _broken(device: str | None) -> list[str]:
     return contract.broken(sources.installed(), device)
-
-
-def _text(number: Number) -> str:
-    return ".".join(map(str, number))
