@@ -2,6 +2,8 @@
 
   growth    from the wish for so many extents until they can be used, over two ranks against over
             one, in turns; `pager` is the part inside the slower pager
+  floor     the same for the driver's bare calls, one handle an extent, by processes that begin at
+            the same moment: what the driver itself takes longer where two devices grow at once
   refusal   one device is full, and nobody has told: what its rank refuses the other gives back,
             and once there is room again both get it
 
@@ -15,10 +17,11 @@ import os
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
-from benchmarks import rank_pagers
+from benchmarks import rank_floor, rank_pagers
 from benchmarks.pagers import Slow
 from benchmarks.rank_pagers import Rank, RankedEngine
 from benchmarks.report import Report, Row, Target, arguments_of
@@ -76,6 +79,29 @@ def measure_growth(report: Report, kind: str, rounds: int, directory: Path) -> N
                         "pager of one": Samples("us", inside["one"]),
                     },
                     {"extent_bytes": one.plan.extent_bytes, "steps_a_round": repeated},
+                )
+            )
+
+
+def measure_floor(report: Report, kind: str, rounds: int) -> None:
+    """Adds a row for every size of a step; what the driver itself takes has no target."""
+    both = [Rank(kind, 0), Rank(kind, 1)]
+    extent = plan_of(BLOCK_MAJOR, both[0].driver()).extent_bytes
+    with rank_floor.floor(both) as bare:
+        for step in STEPS:
+            times: dict[int, list[float]] = {1: [], 2: []}
+            for turn in range(rounds + 1):
+                for ranks in (1, 2) if turn % 2 == 0 else (2, 1):
+                    spent = bare.grow(ranks, [extent] * step, REPEATED)
+                    if turn > 0:  # the first meets everything cold
+                        times[ranks].append(Samples("us", spent).median)
+            ours, theirs = (Samples("us", times[ranks]) for ranks in (2, 1))
+            report.add(
+                Row(
+                    f"floor: bare calls for {step} extents, two processes over one",
+                    ratios(ours, theirs),
+                    parts={"two processes": ours, "one process": theirs},
+                    facts={"extent_bytes": extent, "steps_a_round": REPEATED},
                 )
             )
 
@@ -180,12 +206,14 @@ def main() -> int:
     report = Report("ranks", options)
     memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
     with tempfile.TemporaryDirectory(prefix="kvcached-bench-", dir=memory) as name:
-        for part in ("growth", "refusal"):
+        parts: dict[str, Callable[[], None]] = {
+            "growth": lambda: measure_growth(report, options.driver, rounds, Path(name)),
+            "floor": lambda: measure_floor(report, options.driver, rounds),
+            "refusal": lambda: measure_refusal(report, options.driver, Path(name)),
+        }
+        for part, measured in parts.items():
             try:
-                if part == "growth":
-                    measure_growth(report, options.driver, rounds, Path(name))
-                else:
-                    measure_refusal(report, options.driver, Path(name))
+                measured()
             except (Slow, EOFError, _C.Error) as failure:
                 report.fail(part, str(failure) or "a pager's process ended")
     return report.finish(f"Two ranks on the {options.driver} driver; times a growth step")
