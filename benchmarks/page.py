@@ -32,6 +32,7 @@ _ABOUT = {
     "killed.",
     "ranks": "One engine's memory on two devices: what growth costs, and what one device refuses.",
     "layouts": "What a layout of the KV cache costs FlashAttention 3, over each layer apart.",
+    "interference": "What memory calls cost the kernels that run beside them.",
     "growth": "Growing to many GiB and giving it back, and what large handles pin.",
     "tokens": "The same tokens: every way of running vLLM here, elastic against vanilla.",
     "tokens_sglang": "The same tokens of SGLang, elastic against vanilla. `deterministic` is its "
@@ -40,6 +41,7 @@ _ABOUT = {
     "driver": "What the driver's virtual-memory calls cost.",
     "reclaim": "An idle engine's cached prefixes, given to a neighbour.",
     "pool": "Taking and freeing blocks in the scheduler, over vLLM's own time.",
+    "schedule": "A scheduler's steps without a model, elastic over vanilla.",
     "pager": "The cost of memory itself, over the driver's bare calls.",
     "ledger": "One operation on the device's account.",
 }

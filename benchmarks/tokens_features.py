@@ -8,6 +8,7 @@ from typing import Any
 _EAGER: dict[str, Any] = {"enforce_eager": True}
 #: Without torch.compile, which takes a minute an engine; CUDA graphs where every step decodes.
 _GRAPHS: dict[str, Any] = {"compilation_config": {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}}
+_TRITON: dict[str, Any] = {**_GRAPHS, "attention_backend": "TRITON_ATTN"}
 _ALONE = {"VLLM_BATCH_INVARIANT": "1"}
 _AHEAD = {
     "KVCACHED_MIN_RESERVED_PAGES": "1000",
@@ -56,7 +57,7 @@ FEATURES: dict[str, Feature] = {
     "synchronous": Feature({**_GRAPHS, "async_scheduling": False}),
     "compiled, piecewise graphs": Feature({"compilation_config": {"cudagraph_mode": "PIECEWISE"}}),
     "chunks of 256": Feature({**_GRAPHS, "max_num_batched_tokens": 256, "max_num_seqs": 64}),
-    "Triton": Feature({**_GRAPHS, "attention_backend": "TRITON_ATTN"}),
+    "Triton": Feature(_TRITON),
     "FlashInfer": Feature({**_GRAPHS, "attention_backend": "FLASHINFER"}),
     "ngram": Feature(
         {
@@ -69,6 +70,11 @@ FEATURES: dict[str, Feature] = {
         }
     ),
     "fp8": Feature({**_GRAPHS, "kv_cache_dtype": "fp8"}),
+    # Caches that Triton's attention alone reads on a Hopper chip.
+    "fp8 e5m2": Feature({**_TRITON, "kv_cache_dtype": "fp8_e5m2"}),
+    "fp8 per token and head": Feature({**_TRITON, "kv_cache_dtype": "fp8_per_token_head"}),
+    "int8 per token and head": Feature({**_TRITON, "kv_cache_dtype": "int8_per_token_head"}),
+    "int4 per token and head": Feature({**_TRITON, "kv_cache_dtype": "int4_per_token_head"}),
     "fp8, runner V1, sleep 1": Feature(
         {**_GRAPHS, "kv_cache_dtype": "fp8", "enable_sleep_mode": True}, _V1, sleep=(1,)
     ),

@@ -48,6 +48,7 @@ def test_a_prompt_that_can_never_fit_is_refused_and_the_next_answered(barely: Pa
     assert_same(vanilla["tokens"], elastic["tokens"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "limit",
     [

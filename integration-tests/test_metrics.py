@@ -131,6 +131,7 @@ def check_own_lease_follows_requests(server: Server, shm_dir: Path) -> None:
         assert wait_until(lambda: commits < told() == in_the_row.describe()["commits"])
 
 
+@pytest.mark.slow
 def test_one_api_server_shows_the_engines_lease(
     model: Path, new_shm_dir: Callable[[], Path], tmp_path: Path
 ) -> None:

@@ -19,6 +19,7 @@ def _files(folder: Path) -> set[Path]:
     return {path for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_the_page_table_of_a_killed_engine_is_removed(
     model: Path, tmp_path: Path, new_shm_dir: Callable[[], Path]
 ) -> None:
@@ -66,6 +67,7 @@ def _run_in(model: Path, folder: Path) -> Outcome:
     return engine.run(model, TWO, settings)
 
 
+@pytest.mark.slow
 def test_a_directory_that_cannot_be_made_leaves_the_engine_vanilla(
     model: Path, tmp_path: Path, roomy_vanilla: Outcome
 ) -> None:

@@ -48,7 +48,9 @@ def surroundings(new_shm_dir: Callable[[], Path]) -> dict[str, str]:
     return {**elasticity.elastic(new_shm_dir()), "KVCACHED_REQUIRED": "false"}
 
 
-@pytest.mark.parametrize("option", OWN_CLASSES)
+@pytest.mark.parametrize(
+    "option", ["scheduler_cls", pytest.param("worker_cls", marks=pytest.mark.slow)]
+)
 def test_a_users_own_class_wins_and_a_line_says_so(
     model: Path, roomy_vanilla: Outcome, surroundings: dict[str, str], option: str
 ) -> None:

@@ -11,6 +11,7 @@ import copy
 import hashlib
 import inspect
 import pickle
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -256,3 +257,27 @@ def test_a_repeated_prompt_is_found_and_forgotten(harness: Harness) -> None:
     (new,) = harness.first_step().scheduled_new_reqs
     assert new.num_computed_tokens == 0
     harness.run()
+
+
+def test_memory_is_ordered_for_many_steps_at_once_where_a_call_commits_much(
+    harness: Harness,
+) -> None:
+    def growing_steps(name: str, refills: bool) -> int:
+        harness.scheduler._refills = refills
+        # Their blocks are full at different steps.
+        for number in range(64):
+            harness.add(f"{name}{number}", prompt(number, 17 + number % 16), 64)
+        pool = harness.scheduler._supply.pool
+        grown = 0
+        while harness.scheduler.has_unfinished_requests():
+            before = pool.num_usable + pool.wanted_extents * harness.per_extent
+            harness.step()
+            grown += pool.num_usable + pool.wanted_extents * harness.per_extent > before
+            time.sleep(0.002)  # for the pager, as a device would take
+        # As if it had never run.
+        harness.scheduler.reset_prefix_cache()
+        harness.scheduler._supply.tidy(idle=True)
+        return grown
+
+    little_by_little = growing_steps("a", refills=False)
+    assert growing_steps("b", refills=True) < little_by_little / 2

@@ -135,9 +135,10 @@ void bind_pool(nb::module_& module) {
       .def("ensure", &ensure, nb::arg("blocks"), nb::arg("seconds"),
            "Tries to have `blocks` unhashed free blocks within `seconds`. False is an ordinary "
            "allocation miss.")
-      .def("expect", &Pool::expect, nb::arg("blocks"),
+      .def("expect", &Pool::expect, nb::arg("blocks"), nb::arg("refill") = 0,
            "The next steps are expected to take this many free blocks: wants what is missing "
-           "without waiting, and keeps that much ahead.")
+           "without waiting, and keeps that much ahead. Where something is missing, `refill` "
+           "blocks are wanted in all, and may stay.")
       .def(
           "wait", [](Pool& pool, double seconds) { pool.wait(after(seconds)); },
           nb::call_guard<nb::gil_scoped_release>(), nb::arg("seconds"),
@@ -148,6 +149,10 @@ void bind_pool(nb::module_& module) {
            "Every step up to this one has been processed.")
       .def("balance", &Pool::balance, nb::arg("idle"),
            "Takes answers in, keeps the slack ahead and releases what is beyond it.")
+      .def("end_step", &Pool::end_step, nb::arg("expected"), nb::arg("refill"), nb::arg("demanded"),
+           nb::arg("keep_cached"),
+           "demand(), expect() and balance(False) in one call. Returns whether cached blocks have "
+           "to go: coldest(keep_cached) says which, or owed().")
       .def("set_limit", &Pool::set_limit, nb::arg("bytes"),
            "Most physical bytes a rank may hold; 0: no bound but the driver's.")
       .def("coldest", &Pool::coldest, nb::arg("keep"),
@@ -165,6 +170,8 @@ void bind_pool(nb::module_& module) {
            "free until told otherwise.")
       .def("hold_at_least", &Pool::hold_at_least, nb::arg("blocks"),
            "No release leaves fewer blocks with memory, used ones included, until told otherwise.")
+      .def_prop_ro("num_settled", &Pool::num_settled,
+                   "Blocks of all committed extents, those withheld apart.")
       .def_prop_ro("num_withheld", &Pool::num_withheld,
                    "Free blocks of extents that are being emptied for somebody else.")
       .def("stop_emptying", &Pool::stop_emptying,

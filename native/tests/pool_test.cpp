@@ -215,6 +215,44 @@ TEST(PoolTest, WhatIsExpectedIsWantedWithoutWaitingAndKeptAheadUntilTheEngineIdl
   EXPECT_EQ(rig.pool.num_usable(), 4u);
 }
 
+TEST(PoolTest, WhatIsMissingIsOrderedForManyStepsAtOnceAndStays) {
+  Rig rig(256, 4, 1, {0, 0});
+  rig.pool.expect(8, 40);
+  EXPECT_EQ(rig.pool.extents().wanted(), 9u) << "four are free already";
+  rig.ranks.serve();
+  rig.pool.balance(false);
+  EXPECT_EQ(rig.pool.num_unhashed(), 40u);
+  // As the blocks are taken nothing more is ordered, and nothing goes, until too few are left.
+  for (int left = 40; left > 8; --left) {
+    ASSERT_NE(rig.pool.take(), Pool::kNone);
+    rig.pool.expect(7, 40);
+    rig.pool.balance(false);
+    ASSERT_EQ(rig.pool.extents().wanted(), 0u) << left;
+    ASSERT_FALSE(rig.pool.in_flight()) << left;
+  }
+  ASSERT_NE(rig.pool.take(), Pool::kNone);
+  ASSERT_NE(rig.pool.take(), Pool::kNone);
+  rig.pool.expect(7, 40);
+  EXPECT_EQ(rig.pool.extents().wanted(), 9u);
+  rig.ranks.serve();
+  rig.settle();
+  EXPECT_EQ(rig.pool.extents().empty(), 0u) << "an idle engine keeps none of it";
+}
+
+TEST(PoolTest, AStepsEndTellsWhetherPrefixesHaveToGo) {
+  Rig rig(64, 4, 1, {0, 0});
+  EXPECT_FALSE(rig.pool.end_step(10, 10, 30, 2));
+  EXPECT_EQ(rig.pool.extents().wanted(), 3u) << "as expect() and balance() want";
+  rig.ranks.serve();
+  rig.pool.balance(false);
+  std::vector<std::uint32_t> taken;
+  for (int count = 0; count < 3; ++count) taken.push_back(rig.pool.take());
+  for (const std::uint32_t block : taken) ASSERT_TRUE(rig.pool.give_cached(block));
+  EXPECT_FALSE(rig.pool.end_step(0, 0, 0, 3));
+  EXPECT_TRUE(rig.pool.end_step(0, 0, 0, 2));
+  EXPECT_FALSE(rig.pool.end_step(0, 0, 0, 0xffffffff)) << "all may stay";
+}
+
 TEST(PoolTest, NothingExpectedIsWantedAfterADenial) {
   Rig rig(64, 4);
   rig.pool.expect(14);

@@ -481,9 +481,10 @@ class Pool:
     def ensure(self, blocks: int, seconds: float) -> bool:
         """Try to have `blocks` unhashed free blocks within `seconds`. False is an ordinary
         allocation miss."""
-    def expect(self, blocks: int) -> None:
+    def expect(self, blocks: int, refill: int = 0) -> None:
         """Tell how many free blocks the next steps are expected to take: want what is missing
-        without waiting, and keep that much ahead."""
+        without waiting, and keep that much ahead. Where something is missing, want `refill` blocks
+        in all, which may stay."""
     def wait(self, seconds: float) -> None:
         """Sleep until a pager answers, at most `seconds`."""
     def begin_step(self, step: int) -> None:
@@ -492,6 +493,9 @@ class Pool:
         """Every step up to this one has been processed."""
     def balance(self, idle: bool) -> None:
         """Take answers in, keep the slack ahead and release what is beyond it."""
+    def end_step(self, expected: int, refill: int, demanded: int, keep_cached: int) -> bool:
+        """demand(), expect() and balance(False) in one call. Return whether cached blocks have to
+        go: coldest(keep_cached) says which, or owed()."""
     def set_limit(self, bytes: int) -> None:
         """Most physical bytes a rank may hold; 0: no bound but the driver's."""
     def coldest(self, keep: int) -> list[int]:
@@ -510,6 +514,9 @@ class Pool:
         until told otherwise."""
     def hold_at_least(self, blocks: int) -> None:
         """No release leaves fewer blocks with memory, used ones included, until told otherwise."""
+    @property
+    def num_settled(self) -> int:
+        """Blocks of all committed extents, those withheld apart."""
     @property
     def num_withheld(self) -> int:
         """Free blocks of extents that are being emptied for somebody else."""

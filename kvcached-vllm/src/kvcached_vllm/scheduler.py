@@ -43,6 +43,9 @@ STEP_ATTRIBUTE = "kvcached_step"
 #: For how many steps the blocks of running requests are fetched ahead. The pager answers within one
 #: or two steps even where all requests fill theirs at once.
 _STEPS_AHEAD = 5
+#: For how many more they are fetched when some are missing, where one driver call commits several
+#: extents: every call may hold up whoever launches kernels meanwhile, whatever its size.
+_STEPS_OF_REFILL = 16
 #: Seconds between lines about an engine that waits for memory.
 _STARVED_LOG_INTERVAL = 10.0
 
@@ -67,6 +70,8 @@ class _Elastic:
     _lookahead: Lookahead | None = None
     """None where a running request may take more than a token in the next step."""
     _ids: BlockIds
+    _refills = False
+    """Whether memory is ordered for many steps at once."""
     _starved_logged = 0.0
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -98,6 +103,7 @@ class _Elastic:
         # Of the rank whose limit holds the fewest blocks: a pipeline's stages may differ.
         facts = min(rows, key=_limit_blocks)
         page = facts["max_unit_extents"]  # what one driver call commits
+        self._refills = page > 1
         pool = _C.Pool(paths, wanted.min_reserved_pages * page, wanted.max_reserved_pages * page)
         self._check_longest_request(facts)
         manager = self.kv_cache_manager
@@ -154,9 +160,11 @@ class _Elastic:
         if supply is None:
             return super().schedule(*args, **kwargs)  # type: ignore[misc]
         with self.memory_lock:
-            step = supply.begin_step(self._blocks_to_admit(), self._blocks_of_oldest())
             if self.waiting:
+                step = supply.begin_step(self._blocks_to_admit(), self._blocks_of_oldest())
                 supply.pool.demand(self._blocks_of_prompts())
+            else:
+                step = supply.begin_step(0, self._blocks_of_oldest())
             foreseen = self._foreseen(supply)
             chosen = self._coordinators
             self.kv_cache_manager.coordinator = chosen.vanilla if foreseen else chosen.elastic
@@ -166,10 +174,14 @@ class _Elastic:
                 names = [request.request_id for request in self.running]
                 check_owners(step, names, self.kv_cache_manager, self._ids)
             decoding = output.total_num_scheduled_tokens == len(output.num_scheduled_tokens)
-            ahead = self._look_ahead(output, foreseen).within(_STEPS_AHEAD)
-            ahead *= len(self.kv_cache_config.kv_cache_groups)  # a block in each
-            supply.pool.demand(0 if decoding and not self.waiting else self._blocks_of_prompts())
-            supply.end_step(self._blocks_to_admit() + ahead)
+            steps = self._look_ahead(output, foreseen)
+            groups = len(self.kv_cache_config.kv_cache_groups)  # a block in each
+            ahead = steps.within(_STEPS_AHEAD) * groups
+            to_admit = prompts = 0
+            if self.waiting or not decoding:
+                to_admit, prompts = self._blocks_to_admit(), self._blocks_of_prompts()
+            refill = steps.within(_STEPS_OF_REFILL) * groups if self._refills else 0
+            supply.end_step(to_admit + ahead, to_admit + refill, prompts)
             if output.total_num_scheduled_tokens == 0 and self._starved(supply):
                 supply.pause()
         return output
@@ -282,7 +294,8 @@ class _Elastic:
                 scheduler_output, model_runner_output
             )
             if self._supply is not None:
-                self._supply.finish_step(getattr(scheduler_output, STEP_ATTRIBUTE))
+                step = getattr(scheduler_output, STEP_ATTRIBUTE)
+                self._supply.finish_step(step, steps_follow=not self.idle)
                 self._note_idle()
         return result
 

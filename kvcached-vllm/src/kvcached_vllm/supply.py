@@ -24,6 +24,8 @@ STEP_BUDGET = 0.0015
 #: Longest wait for a request that runs, in seconds. The pager answers every request within one
 #: driver call; giving up before its answer would preempt, which costs a whole prefill.
 RUNNING_BUDGET = 1.0
+#: More blocks than a pool can have.
+_ALL = 2**32 - 1
 
 
 class BlockSupply:
@@ -53,7 +55,7 @@ class BlockSupply:
         self._ids = ids
         self._requests = requests
         self._watermark = watermark_blocks
-        self._max_cached = max_cached_blocks
+        self._most_cached = _ALL if max_cached_blocks is None else max_cached_blocks
         self._step = 0
         self._deadline = 0.0
         self._linger = engine.may_forget_late(block_pool)
@@ -88,7 +90,7 @@ class BlockSupply:
 
     def _settle(self) -> None:
         # vLLM derives what is used from this number less the free count.
-        self._block_pool.num_gpu_blocks = self.pool.num_usable - self.pool.num_withheld
+        self._block_pool.num_gpu_blocks = self.pool.num_settled
 
     @property
     def step(self) -> int:
@@ -107,22 +109,27 @@ class BlockSupply:
             self.pool.expect(to_admit)
         return self._step
 
-    def end_step(self, ahead: int = 0) -> None:
+    def end_step(self, ahead: int = 0, refill: int = 0, prompts: int = 0) -> None:
         """Orders the `ahead` blocks that the next steps will need, while the device works on
-        this one."""
-        self.pool.expect(ahead)
-        self._balance(idle=False)
+        this one (where some are missing, `refill` in all), and gives back what nobody needs.
+        `prompts`: blocks that the requests at hand still take, however many steps that takes."""
+        if self.pool.end_step(ahead, refill, prompts, self._most_cached):
+            self.tidy(idle=False)
+        else:
+            self._settle()
 
-    def finish_step(self, step: int) -> None:
-        """Takes in that a step's output is back, and gives back what nobody needs."""
+    def finish_step(self, step: int, steps_follow: bool = False) -> None:
+        """Takes in that a step's output is back. Unless `steps_follow`, whose ends give back what
+        nobody needs, that goes now."""
         self.pool.processed(step)
-        self.tidy(idle=False)
+        if not steps_follow:
+            self.tidy(idle=False)
 
     def tidy(self, idle: bool) -> None:
         """Evicts prefixes above the cap, releases empty extents beyond the slack and answers who
         is entitled to more. An `idle` engine keeps the smallest slack."""
-        if self._max_cached is not None and self.pool.num_cached:
-            self._evict(self._max_cached)
+        if blocks := self.pool.coldest(self._most_cached):
+            self._drop(blocks)
         self._balance(idle)
 
     def _balance(self, idle: bool) -> None:
@@ -131,10 +138,6 @@ class BlockSupply:
             self._drop(owed)
             self.pool.balance(idle)
         self._settle()
-
-    def _evict(self, keep: int) -> None:
-        if blocks := self.pool.coldest(keep):
-            self._drop(blocks)
 
     def _drop(self, blocks: list[int]) -> None:
         if not self._linger:

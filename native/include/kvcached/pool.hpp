@@ -97,6 +97,8 @@ class Pool {
   void stop_emptying() { drain(0); }
   /// Blocks of all committed extents: used, free, cached and withheld.
   [[nodiscard]] std::uint32_t num_usable() const noexcept { return extents_.usable_blocks(); }
+  /// The same without those withheld.
+  [[nodiscard]] std::uint32_t num_settled() const noexcept { return num_usable() - withheld_; }
   /// Free and cached blocks in the order in which take() would give them.
   [[nodiscard]] std::vector<std::uint32_t> in_order() const;
 
@@ -112,8 +114,10 @@ class Pool {
   bool ensure(std::uint32_t blocks, Clock::time_point deadline);
 
   /// Tells how many free blocks the next steps are expected to take: wants what is missing
-  /// without waiting, and until told otherwise keeps that much ahead, beyond the slack.
-  void expect(std::uint32_t blocks);
+  /// without waiting, and until told otherwise keeps that much ahead, beyond the slack. Where
+  /// something is missing, as much is wanted as makes `refill` blocks, and that much may stay: a
+  /// few large orders instead of a small one in every step.
+  void expect(std::uint32_t blocks, std::uint32_t refill = 0);
 
   /// Tells that a request waits for so many free blocks, all at once: until the next step, that is
   /// what the ledger hears this engine wants.
@@ -133,6 +137,11 @@ class Pool {
   /// Takes answers in, keeps the slack ahead of its target and releases what is beyond it. An
   /// idle engine keeps the smallest slack.
   void balance(bool idle);
+  /// demand(), expect() and balance() of a busy engine in one, for those that call from Python
+  /// while a device waits for them. Returns whether cached blocks have to go: coldest() of
+  /// `keep_cached` says which, or owed().
+  bool end_step(std::uint32_t expected, std::uint32_t refill, std::uint32_t demanded,
+                std::uint32_t keep_cached);
 
   /// Tells how many blocks the oldest running request holds: no neighbour gets at those.
   void keep(std::uint32_t blocks) noexcept { keep_blocks_ = blocks; }
@@ -176,6 +185,12 @@ class Pool {
   void grow(std::uint32_t extents, std::uint32_t at_once);
   [[nodiscard]] std::uint32_t left_over(std::uint32_t busy) const noexcept;
   bool sleep_for(std::uint32_t blocks, Clock::time_point deadline);
+  /// Extents that so many blocks fill.
+  [[nodiscard]] std::uint32_t extents_of(std::uint32_t blocks) const noexcept {
+    const std::uint32_t per_extent = extents_.blocks_per_extent();
+    return blocks / per_extent + (blocks % per_extent != 0 ? 1 : 0);
+  }
+  [[nodiscard]] bool caches_more_than(std::uint32_t blocks) const noexcept;
   void note_wait(std::uint32_t extents, Clock::time_point since) noexcept;
   [[nodiscard]] std::uint32_t growable_extents() const;
   [[nodiscard]] std::uint32_t extents_for(std::uint32_t blocks) const noexcept;
@@ -215,7 +230,8 @@ class Pool {
   std::uint32_t given_ = 0;  // extents released under pressure, not reported yet
 
   std::uint32_t expected_blocks_ = 0;
-  std::uint32_t foreseen_ = 0;  // extents that were expected when the last step ended
+  std::uint32_t refill_blocks_ = 0;  // at least as many
+  std::uint32_t foreseen_ = 0;       // extents that were expected when the last step ended
   std::uint64_t step_ = 0;
   std::uint64_t processed_ = 0;
   std::uint64_t step_wait_ns_ = 0;  // of the current step

@@ -164,7 +164,11 @@ void Row::push(Request request) noexcept {
 
 void Row::ring_doorbell() noexcept {
   header_->doorbell.fetch_add(1, std::memory_order_seq_cst);
-  if (header_->pager_sleeps.load(std::memory_order_seq_cst) != 0) futex_wake(header_->doorbell);
+  // Woken once: it takes a while until it runs, and what is pushed meanwhile is seen all the same.
+  if (header_->pager_sleeps.load(std::memory_order_seq_cst) != 0 &&
+      header_->pager_sleeps.exchange(0, std::memory_order_seq_cst) != 0) {
+    futex_wake(header_->doorbell);
+  }
 }
 
 bool Row::pop(Request* request) noexcept {

@@ -107,15 +107,18 @@ bool Pool::forget(std::uint32_t block) noexcept {
   return give(block);
 }
 
+bool Pool::caches_more_than(std::uint32_t blocks) const noexcept {
+  return cached_.size() > blocks || cache_held_extents_ > extents_of(blocks);
+}
+
 std::vector<std::uint32_t> Pool::coldest(std::uint32_t keep) const {
   // A unit with one cached block costs as much as one full of them, so the cap bounds the
   // extents that only the cache holds, too.
-  const std::uint32_t per_extent = extents_.blocks_per_extent();
-  const std::uint32_t keep_extents = (keep + per_extent - 1) / per_extent;
+  std::vector<std::uint32_t> chosen;
+  if (!caches_more_than(keep)) return chosen;
+  const std::uint32_t keep_extents = extents_of(keep);
   std::uint32_t cached = cached_.size();
   std::uint32_t held = cache_held_extents_;
-  std::vector<std::uint32_t> chosen;
-  if (cached <= keep && held <= keep_extents) return chosen;
   std::vector<bool> seen(extents_.num_extents(), false);
   for (std::uint32_t block = cached_.front();
        block != BlockList::kNone && (cached > keep || held > keep_extents);
@@ -191,8 +194,7 @@ bool Pool::ensure(std::uint32_t blocks, Clock::time_point deadline) {
   poll();
   ask(blocks);
   if (free_.count() < blocks) {
-    const std::uint32_t per_extent = extents_.blocks_per_extent();
-    const std::uint32_t missing = (blocks - free_.count() + per_extent - 1) / per_extent;
+    const std::uint32_t missing = extents_of(blocks - free_.count());
     const Clock::time_point since = Clock::now();
     const bool there = sleep_for(blocks, deadline);
     note_wait(missing, since);
@@ -226,11 +228,10 @@ bool Pool::sleep_for(std::uint32_t blocks, Clock::time_point deadline) {
   // step to end, so there is no long wait for it.
   const Clock::time_point releases_by = std::min(deadline, Clock::now() + kReleasePatience);
   while (free_.count() < blocks) {
-    const std::uint32_t per_extent = extents_.blocks_per_extent();
     const std::uint32_t coming = extents_.wanted_blocks();
     const std::uint32_t missing = blocks - free_.count();
     if (missing > coming && !denied_) {
-      grow((missing - coming + per_extent - 1) / per_extent, blocks / per_extent);
+      grow(extents_of(missing - coming), blocks / extents_.blocks_per_extent());
     }
     const bool coming_in = extents_.wanted() != 0;
     const Clock::time_point until = coming_in ? deadline : releases_by;
@@ -250,13 +251,13 @@ bool Pool::sleep_for(std::uint32_t blocks, Clock::time_point deadline) {
   return free_.count() >= blocks;
 }
 
-void Pool::expect(std::uint32_t blocks) {
+void Pool::expect(std::uint32_t blocks, std::uint32_t refill) {
   expected_blocks_ = blocks;
+  refill_blocks_ = std::max(blocks, refill);
   tell(blocks);
-  const std::uint32_t per_extent = extents_.blocks_per_extent();
   const std::uint32_t ahead = free_.count() + extents_.wanted_blocks();
   if (blocks > ahead && !denied_) {
-    grow((blocks - ahead + per_extent - 1) / per_extent, blocks / per_extent);
+    grow(extents_of(refill_blocks_ - ahead), refill_blocks_ / extents_.blocks_per_extent());
   }
 }
 
@@ -303,18 +304,18 @@ void Pool::balance(bool idle) {
   slack_.note_busy(busy, now);
   if (idle) {
     slack_.reset();
-    expected_blocks_ = asked_blocks_ = demanded_blocks_ = 0;
+    expected_blocks_ = refill_blocks_ = asked_blocks_ = demanded_blocks_ = 0;
   }
-  const std::uint32_t per_extent = extents_.blocks_per_extent();
-  const std::uint32_t expected = (expected_blocks_ + per_extent - 1) / per_extent;
+  const std::uint32_t expected = extents_of(expected_blocks_);
   foreseen_ = expected;
   std::uint32_t target = std::max(slack_.target(), expected);
-  std::uint32_t keep = std::max(target, std::min(slack_.lately_busy(busy, now), left_over(busy)));
+  const std::uint32_t refill = std::max(target, extents_of(refill_blocks_));
+  std::uint32_t keep = std::max(refill, std::min(slack_.lately_busy(busy, now), left_over(busy)));
   // Nothing ahead of need, and nothing left over, while somebody waits for it.
   if (pressure_.soft + pressure_.hard != 0) target = keep = 0;
   const std::uint32_t ahead = extents_.empty() + extents_.wanted();
   if (ahead < target && !denied_) {
-    grow(target - ahead, target);
+    grow(refill - ahead, refill);
   } else if (extents_.empty() > keep) {
     std::uint32_t excess = extents_.empty() - keep;
     // A busy engine's need goes up and down from step to step; a quarter of the excess a step
@@ -337,6 +338,15 @@ void Pool::balance(bool idle) {
   }
   publish();
   report();
+}
+
+bool Pool::end_step(std::uint32_t expected, std::uint32_t refill, std::uint32_t demanded,
+                    std::uint32_t keep_cached) {
+  demand(demanded);
+  expect(expected, refill);
+  balance(false);
+  const bool owes = pressure_.soft + pressure_.hard != 0 && cached_.size() != 0;
+  return owes || caches_more_than(keep_cached);
 }
 
 // Empty extents that may stay because they were in use a moment ago: so many that all there is

@@ -18,7 +18,7 @@ std::uint32_t Pool::extents_for(std::uint32_t blocks) const noexcept {
   const std::uint32_t per_extent = extents_.blocks_per_extent();
   const std::uint32_t in_empty = std::min(extents_.empty() * per_extent, free_.count());
   const std::uint32_t in_use = free_.count() - in_empty;
-  return blocks > in_use ? (blocks - in_use + per_extent - 1) / per_extent : 0;
+  return blocks > in_use ? extents_of(blocks - in_use) : 0;
 }
 
 void Pool::tell(std::uint32_t blocks) {
@@ -32,8 +32,7 @@ void Pool::tell(std::uint32_t blocks) {
   use.live = busy > use.cached ? busy - use.cached : 0;
   use.empty = extents_.empty();
   use.leaving = extents_.releasing();
-  const std::uint32_t per_extent = extents_.blocks_per_extent();
-  use.keep = extents_.pinned() + std::min((keep_blocks_ + per_extent - 1) / per_extent, use.live);
+  use.keep = extents_.pinned() + std::min(extents_of(keep_blocks_), use.live);
   use.wanted = use.live + extents_for(std::max({blocks, asked_blocks_, demanded_blocks_}));
   leases_->tell(use);
   const std::uint32_t account = use.usable + extents_.wanted();
