@@ -89,8 +89,10 @@ def bench(session: nox.Session) -> None:
     """A benchmark: `nox -s bench -- NAME`, with its own options behind. `page` makes
     docs/benchmarks.md of the results that are there."""
     if not session.posargs:
-        names = "pool|pager|driver|layouts|growth|ledger|reclaim|solo|sharing|stranger|tokens|"
-        names += "ranks|instances|rank_killed|page"
+        names = (
+            "pool|schedule|pager|driver|layouts|growth|interference|ledger|reclaim|solo|sharing|"
+        )
+        names += "stranger|tokens|ranks|instances|rank_killed|page"
         session.error(f"name a benchmark: nox -s bench -- {names} [OPTIONS]")
     session.install("cmake", "ninja")  # `ledger` builds a native program
     vllm_environment(session, "benchmarks/requirements.txt")

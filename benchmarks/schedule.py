@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import inspect
 import os
 import random
 import statistics
@@ -65,7 +64,10 @@ class Times:
 class Side:
     """A scheduler and what it is given to do."""
 
-    def __init__(self, kind: type[Any], vllm_config: Any, cache: Any) -> None:
+    def __init__(
+        self, kind: type[Any], vllm_config: Any, cache: Any, pager: Any | None = None
+    ) -> None:
+        """`pager`: who is told of each step, where it is elastic."""
         from vllm.v1.structured_output import StructuredOutputManager
 
         vllm_config.cache_config.num_gpu_blocks = cache.num_blocks
@@ -77,10 +79,6 @@ class Side:
             hash_block_size=BLOCK_TOKENS,
             log_stats=True,
         )
-        self._pager: Any = None
-
-    def commits_by(self, pager: Any) -> None:
-        """Steps are told to this pager."""
         self._pager = pager
 
     def add(self, name: str, prompt: list[int], tokens: int) -> None:
@@ -90,18 +88,14 @@ class Side:
         from vllm.v1.request import Request
 
         parameters = SamplingParams(max_tokens=tokens, temperature=0.0, ignore_eos=True)
-        options = {
-            "request_id": name,
-            "prompt_token_ids": prompt,
-            "sampling_params": parameters,
-            "pooling_params": None,
-            "eos_token_id": None,  # up to 0.16
-            "block_hasher": get_request_block_hasher(BLOCK_TOKENS, sha256),
-        }
-        takes = inspect.signature(Request.__init__).parameters
-        self.scheduler.add_request(
-            Request(**{key: value for key, value in options.items() if key in takes})
+        request = Request(
+            request_id=name,
+            prompt_token_ids=prompt,
+            sampling_params=parameters,
+            pooling_params=None,
+            block_hasher=get_request_block_hasher(BLOCK_TOKENS, sha256),
         )
+        self.scheduler.add_request(request)
 
     def step(self, times: Times, requests: int) -> None:
         """One step, without a model."""
@@ -247,8 +241,7 @@ def measure(report: Report, options: argparse.Namespace, directory: Path) -> Non
     own = configuration(options, path, "elastic")
     pager = pager_for(own, cache)
     try:
-        elastic = Side(ElasticScheduler, own, cache)
-        elastic.commits_by(pager)
+        elastic = Side(ElasticScheduler, own, cache, pager)
         vanilla = Side(Scheduler, configuration(options, path, "vanilla"), cache)
         burst(elastic, vanilla, options, 0)  # everything is cold
         found = [burst(elastic, vanilla, options, turn + 1) for turn in range(options.rounds)]

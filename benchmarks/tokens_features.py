@@ -70,7 +70,7 @@ FEATURES: dict[str, Feature] = {
         }
     ),
     "fp8": Feature({**_GRAPHS, "kv_cache_dtype": "fp8"}),
-    # Caches that Triton's attention alone reads on a Hopper chip.
+    # Under Triton's attention, which reads all of these caches.
     "fp8 e5m2": Feature({**_TRITON, "kv_cache_dtype": "fp8_e5m2"}),
     "fp8 per token and head": Feature({**_TRITON, "kv_cache_dtype": "fp8_per_token_head"}),
     "int8 per token and head": Feature({**_TRITON, "kv_cache_dtype": "int8_per_token_head"}),

@@ -140,7 +140,7 @@ class PageSupply:
         `need` of the next batch is there: a batch that was formed must not fail.
         """
         pool = self.pool
-        there = pool.num_usable - pool.num_withheld - 1
+        there = pool.num_settled - 1
         if self.free_pages >= need:
             there += pool.num_growable
         return min(self.pages, there)

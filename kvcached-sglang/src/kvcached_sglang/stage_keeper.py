@@ -76,7 +76,7 @@ class StageKeeper(MemoryKeeper):
         that it can go."""
         supply, pool = self._supply, self._supply.pool
         extent = pool.blocks_per_extent
-        there = pool.num_usable - pool.num_withheld - 1
+        there = pool.num_settled - 1
         most = min(supply.pages, there + pool.num_growable)
         slack = 0 if pressed else pool.slack_target * extent
         spare = max(0, there - supply.used - ahead - slack) // extent

@@ -43,8 +43,8 @@ STEP_ATTRIBUTE = "kvcached_step"
 #: For how many steps the blocks of running requests are fetched ahead. The pager answers within one
 #: or two steps even where all requests fill theirs at once.
 _STEPS_AHEAD = 5
-#: For how many more they are fetched when some are missing, where one driver call commits several
-#: extents: every call may hold up whoever launches kernels meanwhile, whatever its size.
+#: For how many they are fetched instead once some are missing, where one driver call commits
+#: several extents: there a call costs about the same whatever its size.
 _STEPS_OF_REFILL = 16
 #: Seconds between lines about an engine that waits for memory.
 _STARVED_LOG_INTERVAL = 10.0
@@ -288,7 +288,8 @@ class _Elastic:
     def update_from_output(
         self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
     ) -> Any:
-        """vLLM's update_from_output(), after which memory may go back."""
+        """vLLM's update_from_output(); memory goes back with the next step's plan, or here where no
+        step follows."""
         with self.memory_lock:
             result = super().update_from_output(  # type: ignore[misc]
                 scheduler_output, model_runner_output

@@ -190,6 +190,8 @@ class Pool {
     const std::uint32_t per_extent = extents_.blocks_per_extent();
     return blocks / per_extent + (blocks % per_extent != 0 ? 1 : 0);
   }
+  /// Whether somebody waited for memory of this engine's at the last balance().
+  [[nodiscard]] bool pressed() const noexcept { return pressure_.soft + pressure_.hard != 0; }
   [[nodiscard]] bool caches_more_than(std::uint32_t blocks) const noexcept;
   void note_wait(std::uint32_t extents, Clock::time_point since) noexcept;
   [[nodiscard]] std::uint32_t growable_extents() const;

@@ -312,7 +312,7 @@ void Pool::balance(bool idle) {
   const std::uint32_t refill = std::max(target, extents_of(refill_blocks_));
   std::uint32_t keep = std::max(refill, std::min(slack_.lately_busy(busy, now), left_over(busy)));
   // Nothing ahead of need, and nothing left over, while somebody waits for it.
-  if (pressure_.soft + pressure_.hard != 0) target = keep = 0;
+  if (pressed()) target = keep = 0;
   const std::uint32_t ahead = extents_.empty() + extents_.wanted();
   if (ahead < target && !denied_) {
     grow(refill - ahead, refill);
@@ -345,8 +345,7 @@ bool Pool::end_step(std::uint32_t expected, std::uint32_t refill, std::uint32_t 
   demand(demanded);
   expect(expected, refill);
   balance(false);
-  const bool owes = pressure_.soft + pressure_.hard != 0 && cached_.size() != 0;
-  return owes || caches_more_than(keep_cached);
+  return (pressed() && cached_.size() != 0) || caches_more_than(keep_cached);
 }
 
 // Empty extents that may stay because they were in use a moment ago: so many that all there is

@@ -132,7 +132,7 @@ void Pool::set_draining(Row::Request unit, bool draining) {
 
 std::vector<std::uint32_t> Pool::owed() const {
   std::vector<std::uint32_t> blocks;
-  if (pressure_.soft + pressure_.hard == 0 || cached_.size() == 0) return blocks;
+  if (!pressed() || cached_.size() == 0) return blocks;
   // Slack goes first, and costs nobody a prefix.
   const std::uint32_t leaving = std::min(pressure_.soft, extents_.empty());
   std::uint32_t missing = pressure_.soft - leaving;
