@@ -143,6 +143,27 @@ def _attention_for(config: VllmConfig, spec: KVCacheSpec) -> type[AttentionBacke
     return chosen
 
 
+#: The method by which attention makes its views of scales per token and head.
+MAKES_SCALES = "_ensure_scale_caches"
+
+
+def scales_each_head(spec: KVCacheSpec) -> bool:
+    """Whether a cache has a scale for each token and head, which old versions do not have."""
+    return bool(getattr(getattr(spec, "kv_quant_mode", None), "is_per_token_head", False))
+
+
+def scaled_layers(config: VllmConfig) -> dict[str, Any]:
+    """The layers whose attention can be asked to make its views of such scales, by name; those too
+    that read another layer's cache."""
+    layers: Mapping[str, Any] = getattr(config.compilation_config, "static_forward_context", {})
+    return {
+        name: layer
+        for name, layer in layers.items()
+        if hasattr(impl := getattr(layer, "impl", None), MAKES_SCALES)
+        and getattr(impl, "_is_per_token_head_quant", False)
+    }
+
+
 def zeroes_blocks(config: KVCacheConfig) -> bool:
     """Whether vLLM zeroes blocks as it hands them out, which some models want from 0.17 on."""
     return bool(getattr(config, "needs_kv_cache_zeroing", False))

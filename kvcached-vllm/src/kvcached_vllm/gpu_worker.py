@@ -148,8 +148,8 @@ class ElasticGPUWorker(ElasticWorker, Worker):  # type: ignore[misc]
             size = group.kv_cache_spec.block_size
             if not backends or select_common_block_size(size, backends) != size:
                 return False
-            if any(spec_of(config, name).kv_quant_mode.is_per_token_head for name in names):
-                return False  # their scales lie behind the pages, in the same allocation
+            if any(engine.scales_each_head(spec_of(config, name)) for name in names):
+                return False  # not tried with any other layout than vLLM's
         return True
 
     def compile_or_warm_up_model(self) -> Any:

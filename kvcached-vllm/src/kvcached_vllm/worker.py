@@ -11,7 +11,7 @@ import torch
 
 from kvcached import _C, hooks, shm
 from kvcached.sizes import format_size
-from kvcached_vllm import NotElastic, engine, identity, say_once
+from kvcached_vllm import NotElastic, engine, identity, say_once, scales
 from kvcached_vllm.allocation import RegionForZeros
 from kvcached_vllm.attach import settings
 from kvcached_vllm.kv_layout import (
@@ -111,6 +111,8 @@ class ElasticWorker:
             self._parts = parts
         else:
             self._stay_vanilla("where this attention keeps keys and values is not covered")
+        if (reason := scales.reason(self.vllm_config, specs)) is not None:
+            self._stay_vanilla(reason)
 
     def _look_at_kinds(self) -> dict[str, KVCacheSpec]:
         """The layers' caches; stays vanilla where one of them is not covered."""
@@ -156,6 +158,7 @@ class ElasticWorker:
                 "kvcached: vLLM did not allocate its KV cache where it was expected "
                 f"({mode.unused} bytes); start with ENABLE_KVCACHED=false"
             )
+        scales.make_views(self.vllm_config, region)
 
     def _placed(self, config: KVCacheConfig) -> Placement:
         """Where this rank's pages lie: as vLLM has it, where that is not ours to choose."""
