@@ -105,8 +105,20 @@ async def play(put: Ask, phase: str, requests: Sequence[Request]) -> dict[str, A
         "ttft": [answer.first_token_after for answer in answers],
         "tpot": [answer.between_tokens for answer in answers],
         "late": max(answer.late for answer in answers),
+        "decoding_seconds": decoding_seconds(answers),
         "tokens": hashlib.sha256(json.dumps(tokens).encode()).hexdigest(),
     }
+
+
+def decoding_seconds(answers: Sequence[Answer]) -> float:
+    """From the last first token to the first end: every request there was decodes. 0 where some
+    end before others begin."""
+    last_first = max(answer.first_token_after for answer in answers)
+    first_end = min(
+        answer.first_token_after + answer.between_tokens * (len(answer.tokens) - 1)
+        for answer in answers
+    )
+    return max(0.0, first_end - last_first)
 
 
 def most_at_once(answers: Sequence[Answer]) -> int:

@@ -130,7 +130,7 @@ def _together(rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Rounds as one: sums of what can be summed, every request's times."""
     whole = {
         name: sum(turn[name] for turn in rounds)
-        for name in ("seconds", "processor_seconds", "output_tokens")
+        for name in ("seconds", "processor_seconds", "output_tokens", "decoding_seconds")
     }
     times = {name: [t for turn in rounds for t in turn[name]] for name in ("ttft", "tpot")}
     return {**whole, **times, "output_tokens_per_second": whole["output_tokens"] / whole["seconds"]}

@@ -47,6 +47,14 @@ def add_rows(
     compare("output tokens/s", "/s", lambda run: run.of_rounds("output_tokens_per_second"), SPEED)
     compare("burst: TTFT p50", "ms", lambda run: run.percentile("rounds", "ttft", 50, 1e3))
     compare("burst: TPOT p99", "ms", lambda run: run.percentile("rounds", "tpot", 99, 1e3))
+    if all(
+        turn["decoding_seconds"] for run in (*elastic, *vanilla) for turn in run.report["rounds"]
+    ):
+        compare(
+            "burst: while all decode",
+            "ms",
+            lambda run: run.of_rounds("decoding_seconds", 1e3),
+        )
     steady = [turn for run in (*elastic, *vanilla) for turn in run.report["steady"]]
     if steady and all(turn["ttft"] for turn in steady):
         for name, key, percent, target in _STEADY:
