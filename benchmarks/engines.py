@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -17,6 +19,7 @@ HOST_KV_GIB = "1"
 REPOSITORY = Path(__file__).parent.parent
 #: What the engine's own process says stands above what the one that started it makes of that.
 _LAST_LINES = 100
+_STARTED = time.monotonic()
 
 
 class EngineFailed(RuntimeError):
@@ -50,6 +53,25 @@ def add_logs_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--logs", type=Path, metavar="DIRECTORY", help="keep every engine's log there"
     )
+
+
+def add_deadline_option(parser: argparse.ArgumentParser) -> None:
+    """Adds `--within`."""
+    parser.add_argument(
+        "--within",
+        type=float,
+        metavar="SECONDS",
+        help="begin nothing later, and report what there is then: where a machine is lent by the "
+        "minute, who is ended from outside has measured nothing",
+    )
+
+
+def seconds_left(options: argparse.Namespace) -> float:
+    """Of those of `--within`, counted from the start of the program; infinity without it."""
+    if options.within is None:
+        return math.inf
+    left: float = options.within - (time.monotonic() - _STARTED)
+    return max(0.0, left)
 
 
 def logs_of(options: argparse.Namespace, otherwise: Path) -> Path:

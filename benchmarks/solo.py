@@ -40,7 +40,7 @@ from benchmarks import engines, models, sglang_arguments, solo_memory, solo_spee
 from benchmarks.engines import EngineFailed
 from benchmarks.gpu_memory import HAS_GPU
 from benchmarks.report import Report, arguments_of
-from benchmarks.solo_process import PROGRAMS, EngineProcess, phases_of
+from benchmarks.solo_process import PROGRAMS, EngineProcess, may_end_after, phases_of
 from benchmarks.solo_run import Run
 
 _NAMES = {"vllm": "vLLM", "sglang": "SGLang"}
@@ -83,9 +83,14 @@ def order_of(options: argparse.Namespace, model: models.Model) -> dict[str, Any]
 
 
 def run_pair(
-    pair: int, order: dict[str, Any], model: models.Model, options: argparse.Namespace, where: Path
+    pair: int,
+    order: dict[str, Any],
+    model: models.Model,
+    options: argparse.Namespace,
+    where: Path,
 ) -> dict[str, Run]:
-    """A vanilla engine and an elastic one. Raises EngineFailed."""
+    """A vanilla engine and an elastic one. With no time left, engines side by side play no more
+    than what says something. Raises EngineFailed."""
     logs = engines.logs_of(options, where)
     # Which comes first changes, so that a machine that gets slower favours neither.
     kinds = list(_KINDS) if pair % 2 == 0 else list(_KINDS)[::-1]
@@ -111,6 +116,10 @@ def run_pair(
                 runs[kind] = engine.finish()
         if options.side_by_side:
             for phase in range(phases_of(order)):
+                if not engines.seconds_left(options) and may_end_after(order, phase):
+                    for engine in started:
+                        engine.skip()
+                    break
                 for engine in started if phase % 2 == 0 else started[::-1]:
                     engine.play()
             runs = {kind: engine.finish() for kind, engine in zip(kinds, started, strict=True)}
@@ -129,7 +138,9 @@ def measure(report: Report, options: argparse.Namespace) -> None:
         pairs: list[dict[str, Run]] = []
         try:
             pairs.extend(
-                run_pair(pair, order, model, options, Path(name)) for pair in range(options.pairs)
+                run_pair(pair, order, model, options, Path(name))
+                for pair in range(options.pairs)
+                if pair == 0 or engines.seconds_left(options)
             )
         except EngineFailed as failure:
             if not pairs:
@@ -180,6 +191,7 @@ def main() -> int:
         help='more arguments of the engine, such as {"dtype": "float32"}',
     )
     engines.add_logs_option(parser)
+    engines.add_deadline_option(parser)
     options = parser.parse_args()
     if options.quick:
         options.pairs, options.rounds = 1, min(options.rounds, 2)

@@ -17,6 +17,7 @@ import json
 import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -78,6 +79,10 @@ async def ask(engine: Any, name: str, request: Request, start: float) -> Answer:
         between_tokens=(seen.last_token_ts - seen.first_token_ts) / max(1, len(tokens) - 1),
         late=late,
     )
+
+
+class NoMoreTurns(Exception):
+    """What there is to be played has been played, or there is no time for the rest."""
 
 
 #: Puts one request to the engine: its name, itself, and when the phase began.
@@ -164,10 +169,14 @@ async def measure(
     report: dict[str, Any] = {"ready": time.time(), **facts}
 
     async def in_turn(name: str, requests: Sequence[Request]) -> dict[str, Any]:
-        await turns.wait()
+        if not await turns.wait():
+            raise NoMoreTurns
         played = await play(put, name, requests)
         turns.done()
         return played
+
+    async def add(to: list[dict[str, Any]], name: str, requests: Sequence[Request]) -> None:
+        to.append(await in_turn(name, requests))
 
     # As vLLM's and SGLang's servers do: else every full collection walks all that was imported.
     gc.collect()
@@ -178,15 +187,15 @@ async def measure(
     if order["ramp"]:
         report["ramp"] = await in_turn("ramp", prompts.ramp())
     # The first round is not counted: it meets everything cold.
-    bursts = [
-        await in_turn(f"round{turn}", prompts.burst(turn, order["requests"]))
-        for turn in range(order["rounds"] + 1)
-    ]
-    report["warm_up"], report["rounds"] = bursts[0], bursts[1:]
-    report["steady"] = [
-        await in_turn(f"steady{turn}", prompts.steady(turn))
-        for turn in range(order["steady_rounds"] if order["rate"] else 0)
-    ]
+    report["warm_up"] = await in_turn("round0", prompts.burst(0, order["requests"]))
+    rounds: list[dict[str, Any]] = []
+    steady: list[dict[str, Any]] = []
+    report.update(rounds=rounds, steady=steady)
+    with suppress(NoMoreTurns):
+        for turn in range(1, order["rounds"] + 1):
+            await add(rounds, f"round{turn}", prompts.burst(turn, order["requests"]))
+        for turn in range(order["steady_rounds"] if order["rate"] else 0):
+            await add(steady, f"steady{turn}", prompts.steady(turn))
     report["last_answer"] = time.time()
     await asyncio.sleep(IDLE_SECONDS)
     return report

@@ -87,6 +87,11 @@ class EngineProcess:
             self._turns.let()
         self._wait()
 
+    def skip(self) -> None:
+        """Lets it play nothing more."""
+        with suppress(BrokenPipeError):
+            self._turns.end()
+
     def finish(self) -> Run:
         """What it reported, once it has ended by itself. Raises EngineFailed."""
         try:
@@ -118,4 +123,14 @@ def ranks_of(engine: Mapping[str, Any]) -> int:
 def phases_of(order: Mapping[str, Any]) -> int:
     """How many phases an engine with this order plays."""
     steady: int = order["steady_rounds"] if order["rate"] else 0
-    return 1 + bool(order["ramp"]) + 1 + int(order["rounds"]) + steady
+    return _uncounted(order) + int(order["rounds"]) + steady
+
+
+def may_end_after(order: Mapping[str, Any], phases: int) -> bool:
+    """Whether what was played says something: two rounds of each kind together, or four."""
+    counted = phases - _uncounted(order)
+    return counted >= 2 and counted % 2 == 0
+
+
+def _uncounted(order: Mapping[str, Any]) -> int:
+    return 1 + bool(order["ramp"]) + 1

@@ -14,6 +14,7 @@ import sys
 from typing import IO
 
 _GO = "go\n"
+_END = "end\n"
 _DONE = b"+"
 #: Before a phase: threads of the other engine still spin a moment for work that does not come.
 _PAUSE_SECONDS = 0.3
@@ -30,14 +31,18 @@ class EngineSide:
         if self._to is not None:
             os.write(self._to, _DONE)
 
-    async def wait(self) -> None:
-        """Returns when it is this engine's turn. Raises EOFError where nobody gives turns any
-        more."""
+    async def wait(self) -> bool:
+        """Returns when it is this engine's turn; False where there are to be no more. Raises
+        EOFError where nobody gives turns any more."""
         if self._to is None:
-            return
-        if await asyncio.to_thread(sys.stdin.readline) != _GO:
+            return True
+        told = await asyncio.to_thread(sys.stdin.readline)
+        if told == _END:
+            return False
+        if told != _GO:
             raise EOFError("nobody gives turns any more")
         await asyncio.sleep(_PAUSE_SECONDS)
+        return True
 
 
 class RunnerSide:
@@ -50,7 +55,14 @@ class RunnerSide:
 
     def let(self) -> None:
         """Tells the engine to play its next phase. Raises BrokenPipeError where it has ended."""
-        self._go.write(_GO.encode())
+        self._tell(_GO)
+
+    def end(self) -> None:
+        """Tells the engine to report what it has played. Raises BrokenPipeError likewise."""
+        self._tell(_END)
+
+    def _tell(self, what: str) -> None:
+        self._go.write(what.encode())
         self._go.flush()
 
     def wait(self, patience: float) -> bool:

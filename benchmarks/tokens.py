@@ -32,7 +32,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import models, weights
+from benchmarks import engines, models, weights
 from benchmarks.report import Report, Row, Target, arguments_of
 from benchmarks.samples import Samples
 from benchmarks.tokens_features import FEATURES, Feature
@@ -120,7 +120,7 @@ def run(
                 stderr=subprocess.STDOUT,
                 env=environment,
                 cwd=_REPOSITORY,
-                timeout=PATIENCE,
+                timeout=min(PATIENCE, engines.seconds_left(options)),
                 check=False,
             ).returncode
         except subprocess.TimeoutExpired:
@@ -240,6 +240,7 @@ def main() -> int:
     parser.add_argument(
         "--engine", type=json.loads, default={}, metavar="JSON", help="more arguments of vllm.LLM"
     )
+    engines.add_deadline_option(parser)
     options = parser.parse_args()
     if options.quick:
         options.requests = min(options.requests, 32)

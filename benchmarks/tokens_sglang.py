@@ -133,9 +133,10 @@ def run(
             start_new_session=True,
         )
         try:
-            status: int | str = process.wait(options.patience)
+            patience = min(options.patience, engines.seconds_left(options))
+            status: int | str = process.wait(patience)
         except subprocess.TimeoutExpired:
-            status = f"nothing after {options.patience:.0f} s"
+            status = "no time left"
         finally:
             engines.end_group(process)
     seconds = time.monotonic() - began
@@ -226,6 +227,7 @@ def main() -> int:
     add("--patience", type=float, default=540, help="seconds for one engine to do everything")
     add("--engine", type=json.loads, default={}, metavar="JSON", help="more arguments of SGLang's")
     engines.add_logs_option(parser)
+    engines.add_deadline_option(parser)
     options = parser.parse_args()
     if options.quick:
         options.requests = min(options.requests, 32)

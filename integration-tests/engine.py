@@ -53,13 +53,16 @@ IN_ONE_PROCESS = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
 IN_MANY_PROCESSES = {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
 
 
-def cpu_surroundings() -> dict[str, str]:
+def cpu_surroundings(place: int = 0) -> dict[str, str]:
     """What an engine on a CPU wants beside its options where its version is not the usual one.
 
     Up to 0.19 the CPU worker knows no `kv_cache_memory_bytes`: whole GiB bound the cache there. In
-    0.20 a worker that is bound to no core fails (v1 utils/ompmultiprocessing.py).
+    0.20 a worker that is bound to no core fails (v1 utils/ompmultiprocessing.py). `place`: which of
+    the cores that there are.
     """
-    return {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "0"}
+    cores = sorted(os.sched_getaffinity(0))
+    core = cores[place % len(cores)]
+    return {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": str(core)}
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ import pytest
 import elasticity
 import engine
 from comparison import assert_same
+from conftest import Pair
 from engine import Outcome, Scenario
 from footprint import Geometry
 
@@ -38,11 +39,7 @@ LOAD = Scenario("grow_and_shrink", {"requests": 16})
 LIMIT = "16MiB"
 
 CPU = engine.cpu_surroundings()
-
-
-@pytest.fixture(scope="module")
-def vanilla(model: Path, run_vanilla: Callable[..., Outcome]) -> Outcome:
-    return run_vanilla(model, SCENARIOS, CPU)
+OTHER_CPU = engine.cpu_surroundings(place=1)
 
 
 @pytest.fixture(scope="module")
@@ -51,11 +48,23 @@ def directory(new_shm_dir: Callable[[], Path]) -> Path:
 
 
 @pytest.fixture(scope="module")
-def elastic(model: Path, directory: Path) -> Outcome:
+def both(model: Path, run_vanilla: Callable[..., Outcome], directory: Path) -> Pair:
     surroundings = elasticity.elastic(directory, KVCACHED_MAX_CACHED_TOKENS=3200)
-    outcome = engine.run(model, (*SCENARIOS, LOAD), {**surroundings, **CPU})
-    assert outcome.finished, outcome.last_lines()
-    return outcome
+    return Pair.run(
+        lambda: run_vanilla(model, SCENARIOS, CPU),
+        lambda: engine.run(model, (*SCENARIOS, LOAD), {**surroundings, **OTHER_CPU}),
+    )
+
+
+@pytest.fixture(scope="module")
+def vanilla(both: Pair) -> Outcome:
+    return both.vanilla
+
+
+@pytest.fixture(scope="module")
+def elastic(both: Pair) -> Outcome:
+    assert both.elastic.finished, both.elastic.last_lines()
+    return both.elastic
 
 
 @pytest.fixture(scope="module")

@@ -26,11 +26,10 @@ def barely(
     model: Path, run_vanilla: Callable[..., Outcome], run_elastic: Callable[..., Outcome]
 ) -> Pair:
     """A vanilla engine with all the room it wants; an elastic one with room for one request."""
-    return Pair(
-        vanilla=run_vanilla(model, SCENARIOS, max_model_len=MAX_MODEL_LEN),
-        elastic=run_elastic(
-            model, SCENARIOS, limits={"KVCACHED_LIMIT": BARELY_ENOUGH}, max_model_len=MAX_MODEL_LEN
-        ),
+    limits = {"KVCACHED_LIMIT": BARELY_ENOUGH}
+    return Pair.run(
+        lambda: run_vanilla(model, SCENARIOS, max_model_len=MAX_MODEL_LEN),
+        lambda: run_elastic(model, SCENARIOS, limits, max_model_len=MAX_MODEL_LEN),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import platform
 import shutil
 from pathlib import Path
@@ -32,7 +33,8 @@ def configure_and_test(session: nox.Session, folder: str, *options: str) -> None
         "cmake", "-S", "native", "-B", where, "-G", "Ninja", "-DKVCACHED_BUILD_TESTS=ON", *options
     )
     session.run("cmake", "--build", where)
-    session.run("ctest", "--test-dir", where, "--output-on-failure", "--no-tests=error")
+    at_once = ("--parallel", str(os.cpu_count() or 1))
+    session.run("ctest", "--test-dir", where, *at_once, "--output-on-failure", "--no-tests=error")
 
 
 def core_wheel(session: nox.Session) -> Path:
