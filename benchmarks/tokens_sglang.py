@@ -118,8 +118,13 @@ def run(
     if elastic:
         variables = {**engines.ELASTIC, "KVCACHED_SANITY_CHECK": "true", **feature.elastic}
     group = re.sub(r"[^a-z0-9]+", "-", name.lower())
+    shared = {
+        "KVCACHED_IPC_NAME": group,
+        # Engines of several ranks that start beside each other find unlike GPUs.
+        "SGLANG_ENABLE_TP_MEMORY_INBALANCE_CHECK": "false",
+    }
     environment = engines.environment(
-        directory / "rows", {**model.variables(), "KVCACHED_IPC_NAME": group, **variables}
+        directory / "rows", {**model.variables(), **shared, **variables}
     )
     command = [sys.executable, "-m", "benchmarks.tokens_sglang_engine", json.dumps(order)]
     began = time.monotonic()
