@@ -25,6 +25,7 @@ from typing import Any
 
 import psutil
 
+from benchmarks.decoding import decoding_seconds
 from benchmarks.solo_prompts import Prompts, Request
 from benchmarks.solo_turns import EngineSide
 
@@ -98,6 +99,8 @@ async def play(put: Ask, phase: str, requests: Sequence[Request]) -> dict[str, A
     )
     seconds = time.perf_counter() - start
     tokens = [answer.tokens for answer in answers]
+    ttft = [answer.first_token_after for answer in answers]
+    tpot = [answer.between_tokens for answer in answers]
     return {
         "began": began,
         "ended": time.time(),
@@ -107,23 +110,12 @@ async def play(put: Ask, phase: str, requests: Sequence[Request]) -> dict[str, A
         "processor_seconds": processor_seconds() - processor,
         "output_tokens": sum(map(len, tokens)),
         "output_tokens_per_second": sum(map(len, tokens)) / seconds,
-        "ttft": [answer.first_token_after for answer in answers],
-        "tpot": [answer.between_tokens for answer in answers],
+        "ttft": ttft,
+        "tpot": tpot,
         "late": max(answer.late for answer in answers),
-        "decoding_seconds": decoding_seconds(answers),
+        "decoding_seconds": decoding_seconds(ttft, tpot, [len(made) for made in tokens]),
         "tokens": hashlib.sha256(json.dumps(tokens).encode()).hexdigest(),
     }
-
-
-def decoding_seconds(answers: Sequence[Answer]) -> float:
-    """From the last first token to the first end: every request there was decodes. 0 where some
-    end before others begin."""
-    last_first = max(answer.first_token_after for answer in answers)
-    first_end = min(
-        answer.first_token_after + answer.between_tokens * (len(answer.tokens) - 1)
-        for answer in answers
-    )
-    return max(0.0, first_end - last_first)
 
 
 def most_at_once(answers: Sequence[Answer]) -> int:

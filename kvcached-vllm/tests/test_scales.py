@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from vllm.v1.attention.backends.triton_attn import TritonAttentionBackend, TritonAttentionImpl
+from test_cache_types import HEAD, LAYERS, spec_of
+from vllm.v1.attention.backends.triton_attn import TritonAttentionImpl
 from vllm.v1.core.kv_cache_utils import get_kv_cache_configs
-from vllm.v1.kv_cache_interface import FullAttentionSpec
 from vllm.v1.worker import utils
 
 from kvcached import _C
@@ -23,28 +23,13 @@ from kvcached_vllm.kv_placement import region_bytes
 if not (hasattr(utils, "allocate_kv_cache") and hasattr(TritonAttentionImpl, engine.MAKES_SCALES)):
     pytest.skip("this vLLM allocates, or scales, in another way", allow_module_level=True)
 
-LAYERS = [f"layers.{number}.attn" for number in range(4)]
-HEADS, HEAD, TOKENS = 2, 64, 16
+#: As spec_of() has them.
+HEADS, TOKENS = 2, 16
 TYPES = [
     ("fp8_per_token_head", torch.uint8),
     ("int8_per_token_head", torch.int8),
     ("int4_per_token_head", torch.uint8),
 ]
-
-
-def plain_spec(dtype: torch.dtype, **more: Any) -> FullAttentionSpec:
-    return FullAttentionSpec(
-        block_size=TOKENS, num_kv_heads=HEADS, head_size=HEAD, dtype=dtype, **more
-    )
-
-
-def spec_of(name: str, dtype: torch.dtype) -> FullAttentionSpec:
-    """A layer's specification, as vLLM's attention makes it."""
-    from vllm.v1.kv_cache_interface import get_kv_quant_mode
-
-    plain = plain_spec(dtype, kv_quant_mode=get_kv_quant_mode(name))
-    spec: FullAttentionSpec = TritonAttentionBackend.customize_spec(plain)
-    return spec
 
 
 def model_of(*layers: Any) -> Any:
@@ -53,10 +38,9 @@ def model_of(*layers: Any) -> Any:
     return SimpleNamespace(compilation_config=SimpleNamespace(static_forward_context=named))
 
 
-def attention(cache: torch.Tensor | None = None) -> Any:
-    """A layer with vLLM's attention, as far as its scales go."""
-    impl = object.__new__(TritonAttentionImpl)
-    impl._is_per_token_head_quant = True
+def attention(name: str, cache: torch.Tensor) -> Any:
+    """A layer with vLLM's attention over a cache of this type."""
+    impl = TritonAttentionImpl(2 * HEADS, HEAD, 1.0, HEADS, None, None, kv_cache_dtype=name)
     return SimpleNamespace(impl=impl, kv_cache=cache)
 
 
@@ -82,7 +66,7 @@ def test_vllms_views_are_made_and_memory_that_is_not_there_is_not_touched(
         with RegionForZeros([(region_bytes(config), lambda: region)], torch.device("cpu")):
             layout = settled_config.cache_config.get_resolved_kv_cache_layout()
             caches = utils.allocate_kv_cache(config, torch.device("cpu"), layout)
-        layers = [attention(caches[layer]) for layer in LAYERS]
+        layers = [attention(name, caches[layer]) for layer in LAYERS]
         model = model_of(*layers)
         assert scales.reason(model, dict.fromkeys(LAYERS, spec)) is None
 
@@ -118,5 +102,5 @@ def test_an_attention_that_makes_its_scales_in_another_way_is_not_covered() -> N
     assert "scales" in str(
         scales.reason(model_of(SimpleNamespace(impl=object())), {LAYERS[0]: spec})
     )
-    plain = plain_spec(torch.float32)
+    plain = spec_of("float16", torch.float16)
     assert scales.reason(model_of(SimpleNamespace(impl=object())), {LAYERS[0]: plain}) is None
