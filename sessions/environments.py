@@ -1,7 +1,12 @@
-"""Environments with a real engine and our wheels."""
+"""Environments with a real engine and our wheels: several GB each, and removed where nobody runs
+the session again."""
 
 from __future__ import annotations
 
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import nox
@@ -36,3 +41,18 @@ def sglang_environment(session: nox.Session, version: str) -> None:
         session.install("pytest")
         marker.touch()
     install(session, wheels(session, "sglang"))
+
+
+@contextmanager
+def removed_afterwards(session: nox.Session, *, only_in_ci: bool = False) -> Iterator[None]:
+    """Removes the session's environment when its commands have run, passed or failed.
+
+    Environments of engines with a CUDA build of PyTorch take 5 to 7 GB; a few of them fill the disk
+    of a runner. `only_in_ci` keeps the environment where CI is not set, for the next run there.
+    """
+    try:
+        yield
+    finally:
+        if not only_in_ci or os.environ.get("CI"):
+            session.log("removing this session's environment")
+            shutil.rmtree(session.virtualenv.location, ignore_errors=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 import nox
 
 from sessions.builds import BUILD, ROOT, install, wheels
-from sessions.environments import sglang_environment, vllm_environment
+from sessions.environments import removed_afterwards, sglang_environment, vllm_environment
 from sessions.versions import (
     OLDEST_VLLM_ON_CPU,
     OTHER_SGLANG_VERSIONS,
@@ -36,20 +36,21 @@ def matrix(session: nox.Session, engine: str, version: str) -> None:
     """The contract tests with one version of an engine: `nox -s "matrix(vllm-0.28)"`.
 
     The results go to the engine's package, into its folder `results`; `nox -s reference` makes
-    the tables of docs/compatibility.md of them.
+    the tables of docs/compatibility.md of them. The environment is removed afterwards.
     """
     # So that what came of it last time decides nothing.
     sources = {"PYTHONPATH": str(ROOT / "kvcached-core/src")}
     session.run("python", "-m", "tools.matrix", "forget", engine, version, env=sources)
-    if engine == "sglang":
-        sglang_environment(session, version)
-        session.run("python", "-m", "tools.matrix", "run", engine, version)
-        return
-    refused = version in REFUSED_VLLM_VERSIONS
-    needs = () if refused else ("integration-tests/requirements.txt",)
-    vllm_environment(session, *needs, version=version)
-    whole = ("--without-engine",) if version in VLLM_WITHOUT_ENGINE else ()
-    session.run("python", "-m", "tools.matrix", "run", engine, version, *whole)
+    with removed_afterwards(session):
+        if engine == "sglang":
+            sglang_environment(session, version)
+            session.run("python", "-m", "tools.matrix", "run", engine, version)
+            return
+        refused = version in REFUSED_VLLM_VERSIONS
+        needs = () if refused else ("integration-tests/requirements.txt",)
+        vllm_environment(session, *needs, version=version)
+        whole = ("--without-engine",) if version in VLLM_WITHOUT_ENGINE else ()
+        session.run("python", "-m", "tools.matrix", "run", engine, version, *whole)
 
 
 @nox.session
@@ -64,12 +65,13 @@ def matrix(session: nox.Session, engine: str, version: str) -> None:
 def contract(session: nox.Session, engine: str, version: str) -> None:
     """The contract tests with the oldest vLLM and the newest and the oldest SGLang that serve on a
     CPU. They write nothing down, as `matrix` does. What the newest vLLM does is in `vllm`."""
-    if engine == "vllm":
-        vllm_environment(session, "integration-tests/requirements.txt", version=version)
-        session.run("pytest", "-v", "integration-tests", "-m", "contract")
-    else:
-        sglang_environment(session, version)
-        session.run("pytest", "-v", "integration-tests-sglang", "-m", "contract")
+    with removed_afterwards(session, only_in_ci=True):
+        if engine == "vllm":
+            vllm_environment(session, "integration-tests/requirements.txt", version=version)
+            session.run("pytest", "-v", "integration-tests", "-m", "contract")
+        else:
+            sglang_environment(session, version)
+            session.run("pytest", "-v", "integration-tests-sglang", "-m", "contract")
 
 
 @nox.session

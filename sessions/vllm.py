@@ -7,7 +7,7 @@ import sys
 import nox
 
 from sessions.builds import install, wheels
-from sessions.environments import vllm_environment
+from sessions.environments import removed_afterwards, vllm_environment
 
 
 @nox.session
@@ -17,10 +17,11 @@ def vllm(session: nox.Session) -> None:
 
     `nox -s vllm -- ARGUMENTS` passes arguments to pytest.
     """
-    vllm_environment(session, "integration-tests/requirements.txt")
-    session.run("pytest", "-q", "kvcached-vllm/tests")
-    arguments = session.posargs or ["-m", "not slow and not contract and not kinds"]
-    session.run("pytest", "-v", "--durations=10", "integration-tests", *arguments)
+    with removed_afterwards(session, only_in_ci=True):
+        vllm_environment(session, "integration-tests/requirements.txt")
+        session.run("pytest", "-q", "kvcached-vllm/tests")
+        arguments = session.posargs or ["-m", "not slow and not contract and not kinds"]
+        session.run("pytest", "-v", "--durations=10", "integration-tests", *arguments)
 
 
 @nox.session(name="vllm-kinds")

@@ -8,6 +8,7 @@ Standard library only: it runs before anything is installed.
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import time
@@ -81,6 +82,6 @@ class Steps:
 
     def _failure(self, title: str, status: int) -> str:
         tail = self._log.read_text(errors="replace").splitlines()[-LINES_SHOWN_ON_FAILURE:]
-        return "\n".join(
-            [f"step failed (exit status {status}): {title}", f"log: {self._log}", "", *tail]
-        )
+        free = shutil.disk_usage(self._log.parent).free / 1e9
+        said = f"step failed (exit status {status}, {free:.1f} GB free on this disk): {title}"
+        return "\n".join([said, f"log: {self._log}", "", *tail])
