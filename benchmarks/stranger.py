@@ -11,17 +11,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import signal
 import subprocess
 import sys
-import tempfile
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import arrivals, engines, models, rank_agreement, servers, traffic
+from benchmarks import arrivals, engines, models, rank_agreement, scratch, servers, traffic
 from benchmarks.engines import EngineFailed
 from benchmarks.gpu_memory import HAS_GPU
 from benchmarks.meters import Meter, Reading
@@ -87,12 +85,10 @@ def end_stranger(process: subprocess.Popen[bytes], written: Path) -> Stranger:
 def measure(report: Report, options: argparse.Namespace) -> None:
     """Plays it and adds every row."""
     report.note(environment=engines.chosen())
-    shared_memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
     with (
-        tempfile.TemporaryDirectory(prefix="kvcached-bench-", dir=shared_memory) as name,
+        scratch.directory() as directory,
         ExitStack() as stack,
     ):
-        directory = Path(name)
         model = models.find(options.model, directory)
         engine = {
             **model.engine_arguments(),

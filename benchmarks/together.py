@@ -15,12 +15,11 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks import engines, models, sglang_arguments
+from benchmarks import engines, models, scratch, sglang_arguments
 from benchmarks.engines import EngineFailed
 from benchmarks.gpu_memory import HAS_GPU
 from benchmarks.meters import Meter
@@ -96,9 +95,7 @@ class Engine:
 
 def measure(report: Report, options: argparse.Namespace) -> None:
     """Runs both engines and adds every row."""
-    shared = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    with tempfile.TemporaryDirectory(prefix="kvcached-bench-", dir=shared) as name:
-        directory = Path(name)
+    with scratch.directory() as directory:
         model = models.find(options.model, directory)
         longest = options.prompt_tokens + options.output_tokens
         wanted = {

@@ -26,13 +26,12 @@ import os
 import re
 import subprocess
 import sys
-import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import engines, models, weights
+from benchmarks import engines, models, scratch, weights
 from benchmarks.report import Report, Row, Target, arguments_of
 from benchmarks.samples import Samples
 from benchmarks.tokens_features import FEATURES, Feature
@@ -196,9 +195,7 @@ def brief(facts: dict[str, Any]) -> dict[str, Any]:
 
 def measure(report: Report, options: argparse.Namespace) -> bool:
     """Runs every engine and adds every row; returns whether all ran."""
-    shared = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    with tempfile.TemporaryDirectory(prefix="kvcached-tokens-", dir=shared) as name:
-        directory = Path(name)
+    with scratch.directory() as directory:
         (directory / "rows").mkdir(mode=0o700)
         model = models.find(options.model, directory)
         if model.load_format == "dummy":

@@ -22,17 +22,15 @@ from __future__ import annotations
 import argparse
 import concurrent.futures
 import json
-import os
 import re
 import subprocess
 import sys
-import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks import engines, models, sglang_arguments
+from benchmarks import engines, models, scratch, sglang_arguments
 from benchmarks.report import Report, Row, Target, arguments_of
 from benchmarks.samples import Samples
 
@@ -188,9 +186,7 @@ def add_row(report: Report, name: str, exact: bool, vanilla: Answer, other: Answ
 
 def measure(report: Report, options: argparse.Namespace) -> bool:
     """Runs every engine and adds every row; returns whether all ran."""
-    shared = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    with tempfile.TemporaryDirectory(prefix="kvcached-tokens-", dir=shared) as name:
-        directory = Path(name)
+    with scratch.directory() as directory:
         model = models.find(options.model, directory)
         if model.load_format == "dummy":
             # Made-up weights differ between engines' ways of loading; files do not.
