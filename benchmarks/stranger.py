@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -61,15 +62,8 @@ def start_stranger(options: argparse.Namespace, directory: Path) -> tuple[Any, P
         "seed": 0,
     }
     written = directory / "stranger.out"
-    with written.open("wb") as out:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.neighbour", json.dumps(order)],
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            cwd=engines.REPOSITORY,
-            start_new_session=True,
-        )
-    return process, written
+    command = [sys.executable, "-m", "benchmarks.neighbour", json.dumps(order)]
+    return engines.start(command, os.environ, written), written
 
 
 def end_stranger(process: subprocess.Popen[bytes], written: Path) -> Stranger:
