@@ -161,12 +161,9 @@ def measure_refusal(report: Report, kind: str, directory: Path) -> None:
 
 
 def _until_answered(engine: RankedEngine) -> None:
-    """Until no pager owes an answer, and none keeps a handle for reuse."""
+    """Until its pagers are at rest."""
     deadline = time.monotonic() + PATIENCE
-    while engine.pool.in_flight or any(
-        facts["held_bytes"] != facts["mapped_bytes"]
-        for facts in (row.describe() for row in engine.rows)
-    ):
+    while not engine.at_rest:
         if time.monotonic() > deadline:
             raise Slow("what was refused was not given back")
         engine.pool.wait(0.01)
