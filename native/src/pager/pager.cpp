@@ -100,6 +100,8 @@ Status Pager::start(std::string* error, bool threaded) {
     return status;
   }
   row_->header().limit_bytes = options_.limit_bytes;
+  // Not before the pinned ones are there: they are taken for granted ahead of any step.
+  if (options_.zero_in_steps && !options_.sanity_check) backing_.leave_zeroing();
   set_states({0, facts.pinned_extents}, ExtentState::committed);
   publish();
   started_by_ = getpid();
@@ -245,15 +247,15 @@ void Pager::look_after_lease(Clock::time_point now) {
 }
 
 void Pager::launched(std::uint64_t step, Event event) {
-  const std::lock_guard lock(launches_mutex_);
-  if (event.value == 0 && launches_.empty()) {
-    // Nothing to wait for: the device is the processor, and it is done.
-    if (row_ != nullptr) row_->header().passed_step.store(step, std::memory_order_release);
-    return;
+  if (launches_.add(step, event) && row_ != nullptr) {
+    row_->header().passed_step.store(step, std::memory_order_release);
   }
-  launches_.push_back({step, event});
-  // Nobody asks for events while no release waits. A later event stands for all before it.
-  if (launches_.size() > kMaxLaunches) launches_.pop_front();
+}
+
+Status Pager::zero(std::uint64_t step, Stream stream, std::string* error) {
+  const Status status = zeroes_.queue(stream, step);
+  if (status != Status::ok) *error = driver_->last_error();
+  return status;
 }
 
 std::string Pager::last_error() {
@@ -318,17 +320,27 @@ void Pager::serve_requests() {
       if (run_.size() < most && Clock::now() - run_began_ < kLongestTurn) continue;
       most = std::min(2 * most, kLongestRun);
       finish_run();
-    } else if (row_->fence(unit.first).load(std::memory_order_acquire) == kNeverUsable) {
-      // It gives nothing back that was not free before it was asked for, so that the refusal
-      // which undoes it stays worth remembering: no new capacity_epoch.
-      release(unit);
-      publish();
-      row_->answer();
     } else {
-      releases_.push_back({unit, row_->fence(unit.first).load(std::memory_order_acquire)});
+      plan_release(unit);
     }
   }
   finish_run();
+}
+
+void Pager::plan_release(Row::Request unit) {
+  const std::uint64_t zeroed_ahead_of = zeroes_.withdraw(unit.first);
+  const std::uint64_t fence = row_->fence(unit.first).load(std::memory_order_acquire);
+  // A unit that never was usable gives nothing back that was not free before it was asked for, so
+  // that the refusal which undoes it stays worth remembering: no new capacity_epoch.
+  if (fence != kNeverUsable) {
+    releases_.push_back({unit, std::max(fence, zeroed_ahead_of)});
+  } else if (zeroed_ahead_of > passed_step()) {
+    releases_.push_back({unit, zeroed_ahead_of, false});
+  } else {
+    release(unit);
+    publish();
+    row_->answer();
+  }
 }
 
 void Pager::begin(Row::Request unit) {
@@ -344,7 +356,7 @@ void Pager::begin(Row::Request unit) {
     status = begin_accounted(unit, false);
   }
   if (status == Status::ok) {
-    run_.push_back(unit);
+    run_.push_back({unit, backing_.take_unzeroed()});
   } else {
     answer(unit, status);
     row_->answer();
@@ -359,7 +371,11 @@ void Pager::finish_run() {
     row_->header().commit_ns.fetch_add(static_cast<std::uint64_t>(spent.count()),
                                        std::memory_order_relaxed);
   }
-  for (const Row::Request unit : run_) answer(unit, status);
+  for (Begun& begun : run_) {
+    // Ahead of the answer: see ZeroQueue.
+    if (status == Status::ok) zeroes_.add(begun.unit.first, std::move(begun.unzeroed));
+    answer(begun.unit, status);
+  }
   run_.clear();
   row_->answer();
 }
@@ -393,11 +409,14 @@ void Pager::release(Row::Request unit) {
 
 Pager::Releases Pager::serve_releases(Clock::time_point until) {
   if (releases_.empty()) return Releases::none;
-  retire_events();
   RowHeader& header = row_->header();
+  if (const auto passed = launches_.retire(*driver_)) {
+    header.passed_step.store(*passed, std::memory_order_release);
+  }
   const std::uint64_t over =
       std::min(header.processed_step.load(std::memory_order_acquire), passed_step());
   bool any = false;
+  bool news = false;
   bool ready = false;
   std::erase_if(releases_, [&](const Release& waiting) {
     if (waiting.fence > over) return false;
@@ -406,11 +425,12 @@ Pager::Releases Pager::serve_releases(Clock::time_point until) {
     if (ready) return false;
     release(waiting.unit);
     any = true;
+    news = news || waiting.news;
     return true;
   });
   if (any) {
     publish();
-    header.capacity_epoch.fetch_add(1, std::memory_order_release);
+    if (news) header.capacity_epoch.fetch_add(1, std::memory_order_release);
     row_->answer();
   }
   if (ready) return Releases::ready;
@@ -419,23 +439,6 @@ Pager::Releases Pager::serve_releases(Clock::time_point until) {
 
 bool Pager::contended() const noexcept {
   return lease_ != nullptr && lease_->ledger().table().header().contended.load() != 0;
-}
-
-void Pager::retire_events() {
-  for (;;) {
-    Launch oldest;
-    {
-      const std::lock_guard lock(launches_mutex_);
-      if (launches_.empty()) return;
-      oldest = launches_.front();
-    }
-    bool passed = false;
-    if (driver_->event_passed(oldest.event, &passed) != Status::ok || !passed) return;
-    const std::lock_guard lock(launches_mutex_);
-    // The worker's thread may have dropped it meanwhile.
-    while (!launches_.empty() && launches_.front().step <= oldest.step) launches_.pop_front();
-    row_->header().passed_step.store(oldest.step, std::memory_order_release);
-  }
 }
 
 void Pager::set_states(Row::Request unit, ExtentState state) {
