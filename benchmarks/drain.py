@@ -10,12 +10,10 @@ from __future__ import annotations
 
 import random
 import statistics
-import tempfile
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from benchmarks import pagers
+from benchmarks import pagers, scratch
 from benchmarks.report import Report, Row
 from benchmarks.samples import Samples
 from benchmarks.shapes import Shape
@@ -152,8 +150,8 @@ def simulate(cut: Cut, seed: int) -> Drained:
     shape = Shape("block-major", 1, BLOCK, BLOCK * cut.blocks_per_extent)
     extents = BLOCKS // cut.blocks_per_extent
     with (
-        tempfile.TemporaryDirectory(prefix="kvcached-bench-", dir="/dev/shm") as name,
-        pagers.engine("sim", shape, extents, Path(name), max_handle_bytes=cut.max_handle) as paper,
+        scratch.directory() as directory,
+        pagers.engine("sim", shape, extents, directory, max_handle_bytes=cut.max_handle) as paper,
     ):
         engine = _Engine(paper, seed, cut.announced)
         for _ in range(STEPS):

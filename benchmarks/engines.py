@@ -1,4 +1,4 @@
-"""What every benchmark of whole engines needs to start one: its environment, and its last words."""
+"""What every benchmark of whole engines needs: an engine's environment, its process and its end."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -36,6 +36,27 @@ def environment(rows: Path, variables: Mapping[str, str]) -> dict[str, str]:
         "KVCACHED_SHM_DIR": str(rows),
         **variables,
     }
+
+
+def start(
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    log: Path,
+    stdin: int = subprocess.DEVNULL,
+    pass_fds: Sequence[int] = (),
+) -> subprocess.Popen[bytes]:
+    """A process that leads a session of its own, for end_group(); what it prints is in `log`."""
+    with log.open("wb") as out:
+        return subprocess.Popen(
+            command,
+            stdin=stdin,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            cwd=REPOSITORY,
+            pass_fds=pass_fds,
+            start_new_session=True,
+        )
 
 
 def chosen() -> dict[str, str]:
@@ -86,7 +107,7 @@ def last_lines(log: Path) -> str:
     return "\n".join(log.read_text(errors="replace").splitlines()[-_LAST_LINES:])
 
 
-def end_group(process: subprocess.Popen[bytes] | subprocess.Popen[str], grace: float = 15) -> None:
+def end_group(process: subprocess.Popen[bytes], grace: float = 15) -> None:
     """Ends a process that leads a session of its own, and whatever it started."""
     with suppress(ProcessLookupError, subprocess.TimeoutExpired):
         if process.poll() is None:

@@ -14,14 +14,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
-from benchmarks import drain, moves, pagers
+from benchmarks import drain, moves, pagers, scratch
 from benchmarks.report import Report, Row, Target, arguments_of
 from benchmarks.samples import Samples, ratios
 from benchmarks.shapes import Shape
@@ -112,9 +110,9 @@ def measure_cycles(report: Report, kind: str, gib: float, rounds: int, units: Un
     bare: list[tuple[float, float]] = []
     sizes: list[int] = []
     with (
-        tempfile.TemporaryDirectory(prefix="kvcached-bench-", dir="/dev/shm") as name,
+        scratch.directory() as directory,
         pagers.engine(
-            kind, units.shape, extents, Path(name), max_handle_bytes=units.max_handle
+            kind, units.shape, extents, directory, max_handle_bytes=units.max_handle
         ) as engine,
     ):
         cache = _Cache(engine, units)

@@ -11,10 +11,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import signal
 import sys
-import tempfile
 import threading
 import time
 from collections import Counter
@@ -22,7 +20,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks import arrivals, engines, models, servers, traffic
+from benchmarks import arrivals, engines, models, scratch, servers, traffic
 from benchmarks.engines import EngineFailed
 from benchmarks.gpu_memory import HAS_GPU
 from benchmarks.report import Report, Row, Target, arguments_of
@@ -207,11 +205,10 @@ def main() -> int:
     report = Report("instances", options)
     report.note(environment=engines.chosen())
     kinds = {"both": (False, True), "none": (False,), "all": (True,)}[options.names]
-    shared_memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    with tempfile.TemporaryDirectory(prefix="kvcached-bench-", dir=shared_memory) as name:
+    with scratch.directory() as directory:
         for named in kinds:
             try:
-                measure(report, options, named, Path(name))
+                measure(report, options, named, directory)
             except EngineFailed as failure:
                 print(failure, file=sys.stderr)
                 what = "with names" if named else "without names"

@@ -18,15 +18,13 @@ from __future__ import annotations
 import argparse
 import concurrent.futures
 import sys
-import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks import pagers
+from benchmarks import pagers, scratch
 from benchmarks.report import Report, Row, arguments_of
 from benchmarks.samples import Samples, ratios
 from benchmarks.shapes import Shape
@@ -135,8 +133,8 @@ def measure(report: Report, options: argparse.Namespace) -> None:
     steps = Steps(device, options.layers, options.width, options.batch)
     handles = Handles(pagers.driver_of(options.driver), size)
     with (
-        tempfile.TemporaryDirectory(prefix="kvcached-bench-", dir="/dev/shm") as name,
-        pagers.engine(options.driver, Shape("", 1, size), STEPS, Path(name)) as engine,
+        scratch.directory() as directory,
+        pagers.engine(options.driver, Shape("", 1, size), STEPS, directory) as engine,
     ):
         # In this order: what one commits the next releases.
         acts: dict[str, Callable[[], None]] = {

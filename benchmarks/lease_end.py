@@ -6,14 +6,14 @@ from __future__ import annotations
 import multiprocessing
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import psutil
 
-from benchmarks.pagers import PATIENCE, Slow
+from benchmarks.pagers import PATIENCE, Slow, serve
 from benchmarks.rank_pagers import Rank, end
 from benchmarks.shapes import BLOCK_MAJOR, plan_of
 from kvcached import _C, inventory, shm
@@ -33,11 +33,7 @@ def _serve(rank: Rank, rows: Path, door: Connection) -> None:
         ledger=str(shm.ledger_path(rows, driver.device_id)),
         terms=_C.LeaseTerms(_GROUP, str(rank.ordinal)),
     )
-    pager.start()
-    door.send("ready")
-    with suppress(EOFError):
-        door.recv()  # until the other side is closed
-    pager.stop()
+    serve(pager, door)
 
 
 @contextmanager

@@ -17,10 +17,10 @@ import array
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from benchmarks import scratch
 from benchmarks.report import Report, Row, Target, arguments_of
 from benchmarks.samples import Samples
 
@@ -49,9 +49,8 @@ def build() -> Path:
 
 def measured(program: Path, operations: int, processes: int) -> Iterator[tuple[str, list[float]]]:
     """Runs the program; yields each case's name and its times in microseconds, ascending."""
-    directory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    with tempfile.TemporaryDirectory(prefix="kvcached-bench-", dir=directory) as where:
-        command = [str(program), f"{where}/bench.ledger", str(operations), str(processes)]
+    with scratch.directory() as directory:
+        command = [str(program), f"{directory}/bench.ledger", str(operations), str(processes)]
         output = subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout
     at = 0
     while at < len(output):

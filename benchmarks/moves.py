@@ -8,13 +8,13 @@ taking overlap: what one has destroyed the other may create while the first goes
 from __future__ import annotations
 
 import multiprocessing
-import tempfile
 import time
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 
+from benchmarks import scratch
 from benchmarks.pagers import PATIENCE, Slow, bare_calls, driver_of
 from benchmarks.report import Report, Row, Target
 from benchmarks.samples import Samples
@@ -181,8 +181,8 @@ def measure(
     spent: list[float] = []
     handles: list[float] = []
     processes: list[_Process] = []
-    with tempfile.TemporaryDirectory(prefix="kvcached-bench-", dir="/dev/shm") as directory:
-        setting = _Setting(kind, shape, extents, max_handle, directory)
+    with scratch.directory() as directory:
+        setting = _Setting(kind, shape, extents, max_handle, str(directory))
         try:
             processes.extend(_Process(setting, engine) for engine in ("one", "other"))
             holder, waiter = processes

@@ -15,14 +15,12 @@ inside the pager, from its row's counters: on a machine that does nothing else, 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
-import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks import pagers
+from benchmarks import pagers, scratch
 from benchmarks.report import Report, Row, Target, arguments_of
 from benchmarks.samples import Samples, ratios
 from benchmarks.shapes import SHAPES, Shape, plan_of
@@ -227,8 +225,7 @@ def measure(report: Report, options: argparse.Namespace) -> None:
     """Adds every row."""
     rounds = 3 if options.quick else options.rounds
     bulk = 256 if options.quick else options.bulk_mib
-    with tempfile.TemporaryDirectory(prefix="kvcached-bench-", dir=_memory_directory()) as name:
-        where = Path(name)
+    with scratch.directory() as where:
         for shape in SHAPES:
             measure_calls(report, options.driver, shape, rounds, where)
         for shape in SHAPES:
@@ -236,10 +233,6 @@ def measure(report: Report, options: argparse.Namespace) -> None:
                 measure_growth(report, options.driver, shape, rounds, where, apart)
         for shape in SHAPES:
             measure_bulk(report, options.driver, shape, max(3, rounds // 3), where, bulk)
-
-
-def _memory_directory() -> str | None:
-    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 
 
 def main() -> int:

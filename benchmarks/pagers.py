@@ -102,20 +102,23 @@ class Engine:
         return time.clock_gettime_ns((~self.pager_thread << 3) | 6)
 
 
-def _start(kind: str, shape: Shape, extents: int, path: str, max_handle_bytes: int) -> _C.Pager:
+def serve(pager: _C.Pager, door: Connection) -> None:
+    """A pager's life in a process of its own: until the other side of the door is closed."""
+    pager.start()
+    door.send("ready")
+    with suppress(EOFError):
+        door.recv()
+    pager.stop()
+
+
+def _pager(kind: str, shape: Shape, extents: int, path: str, max_handle_bytes: int = 0) -> _C.Pager:
     driver = driver_of(kind)
     geometry = plan_of(shape, driver).geometry(extents + 1)
-    pager = _C.Pager(driver, geometry, path, max_handle_bytes=max_handle_bytes)
-    pager.start()
-    return pager
+    return _C.Pager(driver, geometry, path, max_handle_bytes=max_handle_bytes)
 
 
 def _serve(kind: str, shape: Shape, extents: int, path: str, door: Connection) -> None:
-    pager = _start(kind, shape, extents, path, 0)
-    door.send("ready")
-    with suppress(EOFError):
-        door.recv()  # until the other side is closed
-    pager.stop()
+    serve(_pager(kind, shape, extents, path), door)
 
 
 @contextmanager
@@ -145,7 +148,8 @@ def engine(
             ours.recv()
         else:
             before = _pager_threads()
-            pager = _start(kind, shape, extents, path, max_handle_bytes)
+            pager = _pager(kind, shape, extents, path, max_handle_bytes)
+            pager.start()
             deadline = time.monotonic() + PATIENCE
             while not (new := _pager_threads() - before):
                 if time.monotonic() > deadline:

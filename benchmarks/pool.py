@@ -19,13 +19,12 @@ import logging
 import os
 import random
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import machine
+from benchmarks import machine, scratch
 from benchmarks.report import Report, Row, Target, arguments_of
 from benchmarks.samples import Samples, ratios
 
@@ -113,7 +112,7 @@ def vanilla_pool(blocks: int) -> Any:
 class ElasticPool:
     """vLLM's block pool over a kvcached pool with every extent committed."""
 
-    def __init__(self, blocks: int, directory: str) -> None:
+    def __init__(self, blocks: int, directory: Path) -> None:
         from kvcached import _C
 
         driver = _C.host_driver()
@@ -122,7 +121,7 @@ class ElasticPool:
         geometry = _C.Geometry(
             blocks, [size], [(0, 0, BLOCK_BYTES, BLOCK_BYTES)], BLOCKS_PER_EXTENT
         )
-        path = str(Path(directory) / "pool.row")
+        path = str(directory / "pool.row")
         self._pager = _C.Pager(driver, geometry, path)
         self._pager.start()
         self._pool = _C.Pool([path], 0, 0)
@@ -164,11 +163,11 @@ def compare(ours: Operation, theirs: Operation, rounds: int) -> tuple[Samples, S
 def measure(report: Report, options: argparse.Namespace) -> None:
     """Adds a row for every operation and size."""
     rounds = 51 if options.quick else options.rounds
-    with tempfile.TemporaryDirectory(prefix="kvcached-bench-", dir=_memory_directory()) as where:
+    with scratch.directory() as directory:
         for name, make in OPERATIONS.items():
             for size in SIZES:
                 # New pools each time: an operation finds the free list as an engine starts it.
-                elastic = ElasticPool(options.blocks, where)
+                elastic = ElasticPool(options.blocks, directory)
                 vanilla = vanilla_pool(options.blocks)
                 gc.collect()
                 gc.freeze()
@@ -189,10 +188,6 @@ def measure(report: Report, options: argparse.Namespace) -> None:
                         {"blocks_a_call": size, "core": core},
                     )
                 )
-
-
-def _memory_directory() -> str | None:
-    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 
 
 def main() -> int:

@@ -17,7 +17,6 @@ import json
 import os
 import signal
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Sequence
@@ -25,7 +24,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from benchmarks import arrivals, communicators, engines, models, servers, traffic
+from benchmarks import arrivals, communicators, engines, models, scratch, servers, traffic
 from benchmarks.engines import EngineFailed
 from benchmarks.gpu_memory import HAS_GPU, GpuMemory
 from benchmarks.lease_end import End, LeaseEnd, neighbours
@@ -107,12 +106,10 @@ def end_of(server: Server, since: float, found: dict[str, tuple[float, int | Non
 
 def measure(report: Report, options: argparse.Namespace) -> None:
     """Plays it and adds every row."""
-    shared_memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
     with (
-        tempfile.TemporaryDirectory(prefix="kvcached-bench-", dir=shared_memory) as name,
+        scratch.directory() as directory,
         ExitStack() as stack,
     ):
-        directory = Path(name)
         rows = directory / "rows"
         rows.mkdir(mode=0o700)
         stack.enter_context(neighbours("cuda" if HAS_GPU else "host", 2 if HAS_GPU else 1, rows))

@@ -12,7 +12,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from benchmarks import neighbour
-from benchmarks.pagers import PATIENCE, Slow
+from benchmarks.pagers import PATIENCE, Slow, serve
 from benchmarks.shapes import Plan, Shape, plan_of
 from kvcached import _C
 
@@ -43,6 +43,14 @@ class RankedEngine:
     rows: Sequence[_C.Row]
     plan: Plan
 
+    @property
+    def at_rest(self) -> bool:
+        """Whether no pager owes an answer, and none keeps a handle for reuse."""
+        return not self.pool.in_flight and all(
+            facts["held_bytes"] == facts["mapped_bytes"]
+            for facts in (row.describe() for row in self.rows)
+        )
+
     def grow(self, extents: int) -> float:
         """Waits for so many extents more; returns the seconds until all ranks had them."""
         blocks = self.pool.num_unhashed + extents * self.plan.blocks_per_extent
@@ -57,10 +65,7 @@ class RankedEngine:
         """Gives back all that is not pinned, and waits until the drivers have destroyed it."""
         deadline = time.monotonic() + PATIENCE
         self.pool.balance(True)
-        while self.pool.in_flight or any(
-            facts["held_bytes"] != facts["mapped_bytes"]
-            for facts in (row.describe() for row in self.rows)
-        ):
+        while not self.at_rest:
             if time.monotonic() > deadline:
                 raise Slow("extents were not released")
             self.pool.wait(0.01)
@@ -74,12 +79,8 @@ class RankedEngine:
 
 def _serve(rank: Rank, number: int, shape: Shape, extents: int, row: str, door: Connection) -> None:
     driver = rank.driver()
-    pager = _C.Pager(driver, plan_of(shape, driver).geometry(extents + 1), row, rank=number)
-    pager.start()
-    door.send("ready")
-    with suppress(EOFError):
-        door.recv()  # until the other side is closed
-    pager.stop()
+    geometry = plan_of(shape, driver).geometry(extents + 1)
+    serve(_C.Pager(driver, geometry, row, rank=number), door)
 
 
 @contextmanager

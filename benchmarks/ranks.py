@@ -13,15 +13,13 @@ second rank's driver has a budget where its device is to be full.
 
 from __future__ import annotations
 
-import os
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
-from benchmarks import rank_floor, rank_pagers
+from benchmarks import rank_floor, rank_pagers, scratch
 from benchmarks.pagers import Slow
 from benchmarks.rank_pagers import Rank, RankedEngine
 from benchmarks.report import Report, Row, Target, arguments_of
@@ -163,12 +161,9 @@ def measure_refusal(report: Report, kind: str, directory: Path) -> None:
 
 
 def _until_answered(engine: RankedEngine) -> None:
-    """Until no pager owes an answer, and none keeps a handle for reuse."""
+    """Until its pagers are at rest."""
     deadline = time.monotonic() + PATIENCE
-    while engine.pool.in_flight or any(
-        facts["held_bytes"] != facts["mapped_bytes"]
-        for facts in (row.describe() for row in engine.rows)
-    ):
+    while not engine.at_rest:
         if time.monotonic() > deadline:
             raise Slow("what was refused was not given back")
         engine.pool.wait(0.01)
@@ -204,12 +199,11 @@ def main() -> int:
     if not _two_devices(options.driver):
         return 2
     report = Report("ranks", options)
-    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    with tempfile.TemporaryDirectory(prefix="kvcached-bench-", dir=memory) as name:
+    with scratch.directory() as directory:
         parts: dict[str, Callable[[], None]] = {
-            "growth": lambda: measure_growth(report, options.driver, rounds, Path(name)),
+            "growth": lambda: measure_growth(report, options.driver, rounds, directory),
             "floor": lambda: measure_floor(report, options.driver, rounds),
-            "refusal": lambda: measure_refusal(report, options.driver, Path(name)),
+            "refusal": lambda: measure_refusal(report, options.driver, directory),
         }
         for part, measured in parts.items():
             try:

@@ -13,13 +13,13 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import sys
-import tempfile
 import threading
 import time
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+from benchmarks import scratch
 from benchmarks.pagers import PATIENCE, Slow, bare_calls, driver_of
 from benchmarks.report import Report, Row, Target, arguments_of
 from benchmarks.samples import Samples, ratios
@@ -115,8 +115,7 @@ def measure(report: Report, options: argparse.Namespace) -> None:
     answers: list[float] = []
     releases: list[float] = []
     bare: list[float] = []
-    with tempfile.TemporaryDirectory(prefix="kvcached-bench-", dir="/dev/shm") as name:
-        directory = Path(name)
+    with scratch.directory() as directory:
         ours, theirs = context.Pipe()
         idle = context.Process(
             target=_keep_prefixes, args=(options.driver, extents, directory, theirs), daemon=True

@@ -21,14 +21,13 @@ import os
 import random
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks import engines, models
+from benchmarks import engines, models, scratch
 from benchmarks.report import Report, Row, Target, arguments_of
 from benchmarks.samples import Samples, ratios
 
@@ -273,12 +272,12 @@ def main() -> int:
     options = parser.parse_args()
     if options.quick:
         options.requests, options.rounds = min(options.requests, 32), min(options.rounds, 3)
-    with tempfile.TemporaryDirectory(prefix="kvcached-bench-", dir="/dev/shm") as name:
+    with scratch.directory() as directory:
         # Before kvcached and vLLM are imported: both read their environment once.
-        os.environ.update(engines.environment(Path(name) / "rows", engines.ELASTIC))
+        os.environ.update(engines.environment(directory / "rows", engines.ELASTIC))
         os.environ["VLLM_LOGGING_LEVEL"] = "ERROR"
         report = Report("schedule", options)
-        measure(report, options, Path(name))
+        measure(report, options, directory)
     return report.finish(f"Steps of vLLM's scheduler with {options.requests} requests")
 
 

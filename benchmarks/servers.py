@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import socket
-import subprocess
 import sys
 import time
 import urllib.error
@@ -49,16 +48,8 @@ class Server:
         # A line a request in the log is work that belongs to no engine.
         command += ["--disable-uvicorn-access-log", *flags(engine)]
         self.started = time.time()
-        with self.log.open("wb") as out:
-            self.process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=subprocess.STDOUT,
-                env=engines.environment(rows, {"KVCACHED_IPC_NAME": name, **variables}),
-                cwd=engines.REPOSITORY,
-                start_new_session=True,
-            )
+        environment = engines.environment(rows, {"KVCACHED_IPC_NAME": name, **variables})
+        self.process = engines.start(command, environment, self.log)
         self.seconds_to_ready = 0.0
 
     def __enter__(self) -> Server:

@@ -14,16 +14,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import signal
 import sys
-import tempfile
 import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from benchmarks import arrivals, engines, models, servers, sharing_outcome, traffic
+from benchmarks import arrivals, engines, models, scratch, servers, sharing_outcome, traffic
 from benchmarks.engines import EngineFailed
 from benchmarks.gpu_memory import HAS_GPU
 from benchmarks.meters import Meter
@@ -115,11 +113,10 @@ def measure(report: Report, options: argparse.Namespace) -> None:
     """Runs both kinds, or the one asked for, and adds every row."""
     report.note(environment=engines.chosen())
     outcomes: dict[str, Outcome] = {}
-    shared_memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    with tempfile.TemporaryDirectory(prefix="kvcached-bench-", dir=shared_memory) as name:
+    with scratch.directory() as directory:
         for kind in options.kinds:
             try:
-                outcomes[kind] = run(kind, options, Path(name))
+                outcomes[kind] = run(kind, options, directory)
             except EngineFailed as failure:
                 print(failure, file=sys.stderr)
                 report.fail(kind, str(failure).splitlines()[0])

@@ -28,15 +28,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import signal
 import sys
-import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from benchmarks import engines, models, sglang_arguments, solo_memory, solo_speed
+from benchmarks import engines, models, scratch, sglang_arguments, solo_memory, solo_speed
 from benchmarks.engines import EngineFailed
 from benchmarks.gpu_memory import HAS_GPU
 from benchmarks.report import Report, arguments_of
@@ -130,15 +128,14 @@ def run_pair(
 
 def measure(report: Report, options: argparse.Namespace) -> None:
     """Runs the engines and adds every row."""
-    shared = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    with tempfile.TemporaryDirectory(prefix="kvcached-bench-", dir=shared) as name:
-        model = models.find(options.model, Path(name))
+    with scratch.directory() as directory:
+        model = models.find(options.model, directory)
         order = order_of(options, model)
         report.note(order=order, environment=engines.chosen())
         pairs: list[dict[str, Run]] = []
         try:
             pairs.extend(
-                run_pair(pair, order, model, options, Path(name))
+                run_pair(pair, order, model, options, directory)
                 for pair in range(options.pairs)
                 if pair == 0 or engines.seconds_left(options)
             )

@@ -44,17 +44,13 @@ class EngineProcess:
         reading, writing = os.pipe()
         told = {**order, "report": str(self._report), "turns": writing}
         self._started = time.time()
-        with log.open("w") as out:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", PROGRAMS[serving], json.dumps(told)],
-                stdin=subprocess.PIPE,
-                stdout=out,
-                stderr=subprocess.STDOUT,
-                env=engines.environment(rows, variables),
-                cwd=engines.REPOSITORY,
-                pass_fds=[writing],
-                start_new_session=True,
-            )
+        self._process = engines.start(
+            [sys.executable, "-m", PROGRAMS[serving], json.dumps(told)],
+            engines.environment(rows, variables),
+            log,
+            stdin=subprocess.PIPE,
+            pass_fds=[writing],
+        )
         os.close(writing)
         assert self._process.stdin is not None
         self._turns = RunnerSide(self._process.stdin, reading)

@@ -15,13 +15,12 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import arrivals, engines, models, rank_agreement, servers, traffic
+from benchmarks import arrivals, engines, models, rank_agreement, scratch, servers, traffic
 from benchmarks.engines import EngineFailed
 from benchmarks.gpu_memory import HAS_GPU
 from benchmarks.meters import Meter, Reading
@@ -63,15 +62,8 @@ def start_stranger(options: argparse.Namespace, directory: Path) -> tuple[Any, P
         "seed": 0,
     }
     written = directory / "stranger.out"
-    with written.open("wb") as out:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.neighbour", json.dumps(order)],
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            cwd=engines.REPOSITORY,
-            start_new_session=True,
-        )
-    return process, written
+    command = [sys.executable, "-m", "benchmarks.neighbour", json.dumps(order)]
+    return engines.start(command, os.environ, written), written
 
 
 def end_stranger(process: subprocess.Popen[bytes], written: Path) -> Stranger:
@@ -87,12 +79,10 @@ def end_stranger(process: subprocess.Popen[bytes], written: Path) -> Stranger:
 def measure(report: Report, options: argparse.Namespace) -> None:
     """Plays it and adds every row."""
     report.note(environment=engines.chosen())
-    shared_memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
     with (
-        tempfile.TemporaryDirectory(prefix="kvcached-bench-", dir=shared_memory) as name,
+        scratch.directory() as directory,
         ExitStack() as stack,
     ):
-        directory = Path(name)
         model = models.find(options.model, directory)
         engine = {
             **model.engine_arguments(),

@@ -15,12 +15,11 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks import engines, models, sglang_arguments
+from benchmarks import engines, models, scratch, sglang_arguments
 from benchmarks.engines import EngineFailed
 from benchmarks.gpu_memory import HAS_GPU
 from benchmarks.meters import Meter
@@ -56,23 +55,19 @@ class Engine:
         # The engines' packages cannot share one environment.
         paths = [getattr(options, f"{serving}_path"), os.environ.get("PYTHONPATH")]
         variables["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
-        self._out = self.log.open("w")
-        self.process = subprocess.Popen(
+        self.process = engines.start(
             [sys.executable, "-m", "benchmarks.together_engine", json.dumps(order)],
+            engines.environment(directory / "rows", variables),
+            self.log,
             stdin=subprocess.PIPE,
-            stdout=self._out,
-            stderr=subprocess.STDOUT,
-            env=engines.environment(directory / "rows", variables),
-            cwd=engines.REPOSITORY,
-            start_new_session=True,
-            text=True,
         )
         self._read = 0
 
     def tell(self, turn: int, requests: int) -> None:
         """Starts a burst."""
         assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps({"turn": turn, "requests": requests}) + "\n")
+        line = json.dumps({"turn": turn, "requests": requests}) + "\n"
+        self.process.stdin.write(line.encode())
         self.process.stdin.flush()
 
     def answer(self, deadline: float) -> dict[str, Any]:
@@ -91,14 +86,11 @@ class Engine:
         assert self.process.stdin is not None
         self.process.stdin.close()
         engines.end_group(self.process)
-        self._out.close()
 
 
 def measure(report: Report, options: argparse.Namespace) -> None:
     """Runs both engines and adds every row."""
-    shared = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    with tempfile.TemporaryDirectory(prefix="kvcached-bench-", dir=shared) as name:
-        directory = Path(name)
+    with scratch.directory() as directory:
         model = models.find(options.model, directory)
         longest = options.prompt_tokens + options.output_tokens
         wanted = {

@@ -21,36 +21,14 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
-import json
-import os
-import re
-import subprocess
 import sys
-import tempfile
-import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import engines, models, weights
-from benchmarks.report import Report, Row, Target, arguments_of
-from benchmarks.samples import Samples
+from benchmarks import answers, engines, models, scratch
+from benchmarks.answers import Answer
+from benchmarks.report import Report, Target, arguments_of
 from benchmarks.tokens_features import FEATURES, Feature
-
-_REPOSITORY = Path(__file__).parent.parent
-#: Seconds for one engine to do everything.
-PATIENCE = 540
-_LOG_LINES = 30
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What one engine made of the requests; `problem` where it did not."""
-
-    tokens: list[list[int]]
-    facts: dict[str, Any]
-    seconds: float
-    problem: str = ""
 
 
 def run(
@@ -62,12 +40,9 @@ def run(
     like: Answer | None = None,
     own_batches: bool = False,
 ) -> Answer:
-    """One engine's life in a directory of its own: an elastic one, or a vanilla one `like` an
-    elastic one that has answered, with batches like its own if not `own_batches`."""
+    """One engine's life: an elastic one, or a vanilla one `like` an elastic one that has answered,
+    with batches like its own if not `own_batches`."""
     elastic = like is None
-    where = directory / name
-    where.mkdir()
-    report, log = where / "report.json", where / "engine.log"
     order = {
         "engine": {
             **model.engine_arguments(),
@@ -78,64 +53,29 @@ def run(
             **feature.engine,
             **_vanilla_alone(feature, like),
         },
-        "requests": options.requests,
-        "prompt_tokens": options.prompt_tokens,
-        "output_tokens": options.output_tokens,
         "sleep": feature.sleep,
         "scheduler": None if like is None else like.facts["scheduler"],
         "admissions": None if like is None or own_batches else like.facts["admissions"],
         "rows": str(directory / "rows") if elastic else None,
-        "group": group_of(name),
-        "report": str(report),
+        "group": answers.group_of(name),
     }
-    variables = {"ENABLE_KVCACHED": "false"}
+    variables = engines.VANILLA
     if elastic:
         variables = {
-            "ENABLE_KVCACHED": "true",
-            "KVCACHED_REQUIRED": "true",
+            **engines.ELASTIC,
             "KVCACHED_SANITY_CHECK": "true",
             # Prefixes are found alike in both: what is dropped early would have to be computed.
             "KVCACHED_MAX_CACHED_TOKENS": "-1",
             **feature.elastic,
         }
-    environment = {
-        **os.environ,
-        "VLLM_NO_USAGE_STATS": "1",
+    variables = {
         # In one process every request is there before the first step, so that two runs take the
         # same steps.
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        "VLLM_CPU_KVCACHE_SPACE": os.environ.get("VLLM_CPU_KVCACHE_SPACE", "1"),
-        "KVCACHED_SHM_DIR": str(directory / "rows"),
-        "KVCACHED_IPC_NAME": group_of(name),
         **feature.variables,
         **variables,
     }
-    began = time.monotonic()
-    command = [sys.executable, "-m", "benchmarks.tokens_engine", json.dumps(order)]
-    with log.open("w") as out:
-        try:
-            status: int | str = subprocess.run(
-                command,
-                stdout=out,
-                stderr=subprocess.STDOUT,
-                env=environment,
-                cwd=_REPOSITORY,
-                timeout=min(PATIENCE, engines.seconds_left(options)),
-                check=False,
-            ).returncode
-        except subprocess.TimeoutExpired:
-            status = "time-out"
-    seconds = time.monotonic() - began
-    if status != 0 or not report.exists():
-        tail = "\n".join(log.read_text(errors="replace").splitlines()[-_LOG_LINES:])
-        return Answer([], {}, seconds, f"{name} ended with {status}:\n{tail}")
-    made = json.loads(report.read_text())
-    return Answer(made.pop("tokens"), made, seconds)
-
-
-def group_of(name: str) -> str:
-    """A KVCACHED_IPC_NAME for it."""
-    return re.sub(r"[^a-z0-9]+", "-", name.lower())
+    return answers.run(name, "benchmarks.tokens_engine", order, variables, options, directory)
 
 
 def _vanilla_alone(feature: Feature, like: Answer | None) -> dict[str, Any]:
@@ -162,64 +102,30 @@ def answer(
 
 def add_row(report: Report, name: str, one: Answer, other: Answer, target: Target | None) -> bool:
     """Compares two engines' answers; returns whether it could."""
-    distinct = len(set(map(tuple, other.tokens)))
-    if distinct < len(other.tokens) // 2:
-        print(f"{name}: only {distinct} different answers: they say nothing of the cache")
-        return False
-    same = [mine == its for mine, its in zip(one.tokens, other.tokens, strict=True)]
     parts = {
-        "same steps": float(one.facts["steps"] == other.facts["steps"]),
-        "preempted": float(one.facts["preemptions"]),
-        "requests": float(len(same)),
-        "distinct": float(distinct),
-        "tokens": float(sum(map(len, other.tokens))),
+        "same steps": one.facts["steps"] == other.facts["steps"],
+        "preempted": one.facts["preemptions"],
     }
-    report.add(
-        Row(
-            name,
-            Samples("ratio", [sum(same) / len(same)]),
-            target,
-            parts={
-                **{label: Samples("", [value]) for label, value in parts.items()},
-                "seconds": Samples("s", [one.seconds]),
-            },
-            facts={"elastic": brief(one.facts), "vanilla": brief(other.facts)},
-        )
-    )
-    return True
-
-
-def brief(facts: dict[str, Any]) -> dict[str, Any]:
-    """Without what is long."""
-    return {name: value for name, value in facts.items() if name != "admissions"}
+    return answers.add_row(report, name, one, other, target, parts)
 
 
 def measure(report: Report, options: argparse.Namespace) -> bool:
     """Runs every engine and adds every row; returns whether all ran."""
-    shared = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    with tempfile.TemporaryDirectory(prefix="kvcached-tokens-", dir=shared) as name:
-        directory = Path(name)
-        (directory / "rows").mkdir(mode=0o700)
-        model = models.find(options.model, directory)
-        if model.load_format == "dummy":
-            weights.write(Path(model.path))
-            model = models.Model(model.path, "auto")
+    with scratch.directory() as directory:
+        model = answers.model_of(options, directory)
         wanted = {feature: FEATURES[feature] for feature in options.features}
         with concurrent.futures.ThreadPoolExecutor(options.parallel) as pool:
-            found = {
+            running = {
                 label: pool.submit(answer, label, feature, model, options, directory)
                 for label, feature in wanted.items()
             }
             complete = True
-            for label, answers in found.items():
-                elastic, *vanilla = answers.result()
-                problems = [made.problem for made in (elastic, *vanilla) if made.problem]
-                for problem in problems:
-                    print(problem, file=sys.stderr, flush=True)
-                if problems:
+            for label, one in running.items():
+                found = one.result()
+                if answers.failed(report, label, found):
                     complete = False
-                    report.fail(label, problems[0].splitlines()[0])
                     continue
+                elastic, *vanilla = found
                 complete &= add_row(report, label, elastic, vanilla[0], Target(at_least=1.0))
                 if options.own_batches:
                     add_row(report, f"{label}, vanilla twice", vanilla[1], vanilla[0], None)
@@ -228,22 +134,11 @@ def measure(report: Report, options: argparse.Namespace) -> bool:
 
 def main() -> int:
     parser = arguments_of(__doc__ or "")
-    parser.add_argument("--model", default="tiny", help="see benchmarks/models.py")
-    parser.add_argument("--features", nargs="+", choices=list(FEATURES), default=["default"])
-    parser.add_argument("--requests", type=int, default=500)
-    parser.add_argument("--prompt-tokens", type=int, default=400, help="the longest prompt")
-    parser.add_argument("--output-tokens", type=int, default=96, help="the longest answer")
-    parser.add_argument("--parallel", type=int, default=1, help="engines at a time")
-    parser.add_argument(
-        "--own-batches", action="store_true", help="vanilla against itself in other batches, too"
-    )
-    parser.add_argument(
-        "--engine", type=json.loads, default={}, metavar="JSON", help="more arguments of vllm.LLM"
-    )
-    engines.add_deadline_option(parser)
-    options = parser.parse_args()
-    if options.quick:
-        options.requests = min(options.requests, 32)
+    add = parser.add_argument
+    answers.add_options(parser, "vllm.LLM")
+    add("--features", nargs="+", choices=list(FEATURES), default=["default"])
+    add("--own-batches", action="store_true", help="vanilla against itself in other batches, too")
+    options = answers.parsed(parser)
     report = Report("tokens", options)
     complete = measure(report, options)
     status = report.finish(f"{options.model}: requests with the same tokens, elastic and vanilla")

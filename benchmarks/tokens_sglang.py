@@ -21,20 +21,14 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
-import json
-import os
-import re
-import subprocess
 import sys
-import tempfile
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks import engines, models, sglang_arguments
-from benchmarks.report import Report, Row, Target, arguments_of
-from benchmarks.samples import Samples
+from benchmarks import answers, engines, models, scratch, sglang_arguments
+from benchmarks.answers import Answer
+from benchmarks.report import Report, Target, arguments_of
 
 _DETERMINISTIC: dict[str, Any] = {"enable_deterministic_inference": True}
 #: The longest prompt and answer together.
@@ -76,16 +70,6 @@ FEATURES: dict[str, Feature] = {
 }
 
 
-@dataclass(frozen=True)
-class Answer:
-    """What one engine made of the requests; `problem` where it did not."""
-
-    tokens: list[list[int]]
-    facts: dict[str, Any]
-    seconds: float
-    problem: str = ""
-
-
 def run(
     name: str,
     feature: Feature,
@@ -94,10 +78,7 @@ def run(
     options: argparse.Namespace,
     directory: Path,
 ) -> Answer:
-    """One engine's life in a directory of its own."""
-    where = directory / name
-    where.mkdir()
-    report, log = where / "report.json", engines.logs_of(options, where) / f"{name}.log"
+    """One engine's life."""
     order = {
         "engine": {
             **sglang_arguments.of(model, _LONGEST),
@@ -107,97 +88,35 @@ def run(
             **options.engine,
             **feature.engine,
         },
-        "requests": options.requests,
-        "prompt_tokens": options.prompt_tokens,
-        "output_tokens": options.output_tokens,
         "waves": 2,
         "release": feature.release,
-        "report": str(report),
     }
     variables = engines.VANILLA
     if elastic:
         variables = {**engines.ELASTIC, "KVCACHED_SANITY_CHECK": "true", **feature.elastic}
-    group = re.sub(r"[^a-z0-9]+", "-", name.lower())
-    shared = {
-        "KVCACHED_IPC_NAME": group,
+    variables = {
+        **model.variables(),
         # Engines of several ranks that start beside each other find unlike GPUs.
         "SGLANG_ENABLE_TP_MEMORY_INBALANCE_CHECK": "false",
+        **variables,
     }
-    environment = engines.environment(
-        directory / "rows", {**model.variables(), **shared, **variables}
-    )
-    command = [sys.executable, "-m", "benchmarks.tokens_sglang_engine", json.dumps(order)]
-    began = time.monotonic()
-    with log.open("w") as out:
-        process = subprocess.Popen(
-            command,
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            env=environment,
-            cwd=engines.REPOSITORY,
-            start_new_session=True,
-        )
-        try:
-            patience = min(options.patience, engines.seconds_left(options))
-            status: int | str = process.wait(patience)
-        except subprocess.TimeoutExpired:
-            status = "no time left"
-        finally:
-            engines.end_group(process)
-    seconds = time.monotonic() - began
-    print(f"{name}: {status} after {seconds:.0f} s", flush=True)
-    if status != 0 or not report.exists():
-        problem = f"{name} ended with {status}:\n{engines.last_lines(log)}"
-        return Answer([], {}, seconds, problem)
-    made = json.loads(report.read_text())
-    return Answer(made.pop("tokens"), made, seconds)
+    program = "benchmarks.tokens_sglang_engine"
+    return answers.run(name, program, order, variables, options, directory)
 
 
 def add_row(report: Report, name: str, exact: bool, vanilla: Answer, other: Answer) -> bool:
     """A feature's row; returns whether it could be compared."""
-    for answer in (vanilla, other):
-        if answer.problem:
-            print(answer.problem, file=sys.stderr, flush=True)
-            report.fail(name, answer.problem.splitlines()[0])
-            return False
-    distinct = len(set(map(tuple, vanilla.tokens)))
-    if distinct < len(vanilla.tokens) // 2:
-        report.fail(name, f"only {distinct} different answers: they say nothing of the cache")
+    if answers.failed(report, name, (vanilla, other)):
         return False
-    same = [mine == its for mine, its in zip(other.tokens, vanilla.tokens, strict=True)]
-    parts = {
-        "requests": len(same),
-        "distinct": distinct,
-        "tokens": sum(map(len, vanilla.tokens)),
-        "cached": other.facts["cached_tokens"],
-    }
-    report.add(
-        Row(
-            name,
-            Samples("ratio", [sum(same) / len(same)]),
-            Target(at_least=1.0) if exact else None,
-            parts={
-                **{label: Samples("", [float(value)]) for label, value in parts.items()},
-                "seconds": Samples("s", [other.seconds]),
-            },
-            facts={"vanilla": vanilla.facts, "elastic": other.facts},
-        )
-    )
-    return True
+    target = Target(at_least=1.0) if exact else None
+    parts = {"cached": other.facts["cached_tokens"]}
+    return answers.add_row(report, name, other, vanilla, target, parts)
 
 
 def measure(report: Report, options: argparse.Namespace) -> bool:
     """Runs every engine and adds every row; returns whether all ran."""
-    shared = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    with tempfile.TemporaryDirectory(prefix="kvcached-tokens-", dir=shared) as name:
-        directory = Path(name)
-        model = models.find(options.model, directory)
-        if model.load_format == "dummy":
-            # Made-up weights differ between engines' ways of loading; files do not.
-            from benchmarks import weights
-
-            weights.write(Path(model.path))
-            model = models.Model(model.path, "auto")
+    with scratch.directory() as directory:
+        model = answers.model_of(options, directory)
         wanted = {name: FEATURES[name] for name in options.features}
         kinds = {"vanilla": False, "elastic": True, **({"again": False} if options.twice else {})}
         with concurrent.futures.ThreadPoolExecutor(options.parallel) as pool:
@@ -222,20 +141,10 @@ def measure(report: Report, options: argparse.Namespace) -> bool:
 def main() -> int:
     parser = arguments_of(__doc__ or "")
     add = parser.add_argument
-    add("--model", default="tiny", help=models.NAMES)
+    answers.add_options(parser, "SGLang's")
     add("--features", nargs="+", choices=list(FEATURES), default=["deterministic"])
-    add("--requests", type=int, default=500)
-    add("--prompt-tokens", type=int, default=400, help="the longest prompt")
-    add("--output-tokens", type=int, default=96, help="the longest answer")
-    add("--parallel", type=int, default=1, help="engines at a time")
     add("--twice", action="store_true", help="vanilla against itself, too")
-    add("--patience", type=float, default=540, help="seconds for one engine to do everything")
-    add("--engine", type=json.loads, default={}, metavar="JSON", help="more arguments of SGLang's")
-    engines.add_logs_option(parser)
-    engines.add_deadline_option(parser)
-    options = parser.parse_args()
-    if options.quick:
-        options.requests = min(options.requests, 32)
+    options = answers.parsed(parser)
     report = Report("tokens_sglang", options)
     complete = measure(report, options)
     status = report.finish(

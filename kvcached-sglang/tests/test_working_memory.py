@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from kvcached_sglang import working_memory
+from kvcached import device_room
 from kvcached_sglang.working_memory import WorkingMemory
 
 MIB = 1 << 20
@@ -24,7 +24,7 @@ class _Device:
         monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 40 * MIB)
         monkeypatch.setattr(torch.cuda, "empty_cache", self._empty)
         monkeypatch.setattr(torch, "empty", self._take)
-        monkeypatch.setattr(working_memory.time, "sleep", lambda _: None)
+        monkeypatch.setattr(device_room.time, "sleep", lambda _: None)
 
     def reserve(self, size: int) -> None:
         self.events.append(f"reserve {size // MIB}")

@@ -9,22 +9,16 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import time
 from typing import TYPE_CHECKING, Any
 
 import torch
+
+from kvcached.device_room import take_when_there_is_room
 
 if TYPE_CHECKING:
     from kvcached import _C
 
 _log = logging.getLogger("sglang.kvcached")
-
-#: Between two tries while the device has no room, in seconds.
-_RETRY = 0.01
-#: Between two lines about it, in seconds.
-_SAY_AGAIN = 10.0
-#: After this, the batch is tried all the same, and fails as it would without kvcached; in seconds.
-_PATIENCE = 120.0
 
 
 class WorkingMemory:
@@ -47,7 +41,8 @@ class WorkingMemory:
             return
         self._given_back = False
         if self._bytes:
-            self._take()
+            full = torch.cuda.OutOfMemoryError
+            take_when_there_is_room(self._fill_allocator, full, self._bytes, "batch", _log)
             self._pager.reserve(0)
 
     def give_back(self) -> None:
@@ -66,27 +61,7 @@ class WorkingMemory:
             self._bytes = max(freed, self._bytes)
             self._pager.reserve(self._bytes)
 
-    def _take(self) -> None:
-        began = said = time.monotonic()
-        while True:
-            try:
-                with torch.cuda.stream(self._stream) if self._stream else contextlib.nullcontext():
-                    # Freed at once: PyTorch's allocator keeps it for the batch.
-                    torch.empty(self._bytes, dtype=torch.uint8, device=self._device)
-                return
-            except torch.cuda.OutOfMemoryError:
-                now = time.monotonic()
-                if now - began > _PATIENCE:
-                    _log.error(
-                        "kvcached: the device had no %d MiB for a batch in %d s",
-                        self._bytes >> 20,
-                        _PATIENCE,
-                    )
-                    return
-                if now - said > _SAY_AGAIN:
-                    said = now
-                    _log.warning(
-                        "kvcached: a batch waits for %d MiB beside the cache; the device is full",
-                        self._bytes >> 20,
-                    )
-                time.sleep(_RETRY)
+    def _fill_allocator(self) -> None:
+        with torch.cuda.stream(self._stream) if self._stream else contextlib.nullcontext():
+            # Freed at once: PyTorch's allocator keeps it for the batch.
+            torch.empty(self._bytes, dtype=torch.uint8, device=self._device)

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
+from kvcached.device_room import take_when_there_is_room
+
 if TYPE_CHECKING:
     from kvcached import _C
 
@@ -27,12 +29,8 @@ _log = logging.getLogger("vllm.kvcached")
 IDLE_AFTER = 0.5
 #: Above the peak that was seen, for what does not fit into the pieces that are free.
 _MARGIN = 1.1
-#: Between two tries while the device has no room, in seconds.
-_RETRY = 0.01
-#: Between two lines about it, in seconds.
-_SAY_AGAIN = 10.0
-#: After this, the step is tried all the same, and fails as it would without kvcached; in seconds.
-_PATIENCE = 120.0
+#: The thread that gives back ends within this, where the device is not stuck; in seconds.
+_END_WITHIN = 10.0
 
 
 class Launches(Protocol):
@@ -90,35 +88,18 @@ class WorkingMemory:
         atexit.unregister(self.stop)
         self._stopping = True
         self._wake.set()
-        self._thread.join(_SAY_AGAIN)
+        self._thread.join(_END_WITHIN)
         if self._thread.is_alive():
             _log.error("kvcached: giving working memory back does not end; is the device stuck?")
 
     def _take(self) -> None:
-        began = said = time.monotonic()
-        while True:
-            try:
-                # Freed at once: PyTorch's allocator keeps it for the step.
-                torch.empty(self._bytes, dtype=torch.uint8, device=self._device)
-            except torch.cuda.OutOfMemoryError:
-                now = time.monotonic()
-                if now - began > _PATIENCE:
-                    _log.error(
-                        "kvcached: the device had no %d MiB for a step in %d s",
-                        self._bytes >> 20,
-                        _PATIENCE,
-                    )
-                    return
-                if now - said > _SAY_AGAIN:
-                    said = now
-                    _log.warning(
-                        "kvcached: a step waits for %d MiB beside the cache; the device is full",
-                        self._bytes >> 20,
-                    )
-                time.sleep(_RETRY)
-            else:
-                break
-        self._pager.reserve(0)
+        full = torch.cuda.OutOfMemoryError
+        if take_when_there_is_room(self._fill_allocator, full, self._bytes, "step", _log):
+            self._pager.reserve(0)
+
+    def _fill_allocator(self) -> None:
+        # Freed at once: PyTorch's allocator keeps it for the step.
+        torch.empty(self._bytes, dtype=torch.uint8, device=self._device)
 
     def _give_back(self) -> None:
         # First, so that no cache grows into it.
