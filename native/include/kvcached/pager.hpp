@@ -117,6 +117,9 @@ class Pager {
  private:
   using Clock = std::chrono::steady_clock;
 
+  // How often whoever waits for memory looks whether a neighbour's end brought some.
+  static constexpr std::chrono::milliseconds kSweep{200};
+
   struct Begun {
     Row::Request unit;
     std::vector<ByteRange> unzeroed;
