@@ -35,6 +35,7 @@ GOOD = [
     ("KVCACHED_SHM_DIR", "shm_dir", "/run/kv", "/run/kv"),
     ("KVCACHED_LOG_LEVEL", "log_level", "debug", "DEBUG"),
     ("KVCACHED_SANITY_CHECK", "sanity_check", "true", True),
+    ("KVCACHED_ZEROING", "zeroing", "steps", "steps"),
 ]
 
 # Variable, a bad value, what must be named as allowed.
@@ -48,6 +49,7 @@ BAD = [
     ("KVCACHED_LOG_FORMAT", "xml", "text or json"),
     ("KVCACHED_SHM_GROUP", "a/b", "letters, digits"),
     ("KVCACHED_SANITY_CHECK", "thorough", "true or false"),
+    ("KVCACHED_ZEROING", "never", "pager or steps"),
     ("KVCACHED_LIMIT", "much", "4GiB"),
     ("KVCACHED_LIMIT", "-5", "4GiB"),
     ("KVCACHED_LIMIT", "5X", "4GiB"),

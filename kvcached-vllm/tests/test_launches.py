@@ -19,9 +19,15 @@ class Pager:
     def __init__(self) -> None:
         self.steps: list[int] = []
         self.reserved: list[int] = []
+        self.zeroes_due = False
+        self.zeroed: list[int] = []
 
     def launched(self, step: int, event: int = 0) -> None:
         self.steps.append(step)
+
+    def zero(self, step: int, stream: int = 0) -> None:
+        self.zeroed.append(step)
+        self.zeroes_due = False
 
     def reserve(self, size: int) -> None:
         self.reserved.append(size)
@@ -53,11 +59,21 @@ def marks_of(pager: Pager) -> LaunchMarks:
 def test_a_step_is_busy_from_its_beginning_to_its_mark(pager: Pager) -> None:
     marks = marks_of(pager)
     assert not marks.busy
-    marks.begin()
+    marks.begin(7)
     assert marks.busy
     marks.mark(7)
     assert not marks.busy
     assert pager.steps == [7]
+
+
+def test_what_waits_for_zeroes_gets_them_ahead_of_the_step(pager: Pager) -> None:
+    marks = marks_of(pager)
+    for step in (1, 2, 3):
+        pager.zeroes_due = step == 2
+        marks.begin(step)
+        assert pager.steps == list(range(1, step))
+        marks.mark(step)
+    assert pager.zeroed == [2]
 
 
 def test_a_step_that_takes_long_keeps_its_working_memory(
@@ -66,7 +82,7 @@ def test_a_step_that_takes_long_keeps_its_working_memory(
     marks = marks_of(pager)
     memory = working(marks)
     memory.hold()
-    marks.begin()
+    marks.begin(1)
     told = list(pager.reserved)
     time.sleep(2 * IDLE_AFTER)
     assert pager.reserved == told, "it was given back in the middle of a step"

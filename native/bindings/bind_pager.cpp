@@ -39,7 +39,7 @@ void bind_pager(nb::module_& module) {
              std::string path, std::string engine, std::string layout, std::uint32_t rank,
              std::uint64_t limit_bytes, std::uint32_t pinned_extents, std::string ledger,
              bool shared, std::optional<LeaseTerms> terms, std::uint64_t max_handle_bytes,
-             bool sanity_check) {
+             bool sanity_check, bool zero_in_steps) {
             PagerOptions options;
             options.path = std::move(path);
             options.engine = std::move(engine);
@@ -49,6 +49,7 @@ void bind_pager(nb::module_& module) {
             options.pinned_extents = pinned_extents;
             options.max_handle_bytes = max_handle_bytes;
             options.sanity_check = sanity_check;
+            options.zero_in_steps = zero_in_steps;
             if (!ledger.empty()) {
               options.ledger.emplace();
               options.ledger->path = std::move(ledger);
@@ -61,7 +62,8 @@ void bind_pager(nb::module_& module) {
           nb::arg("layout") = "", nb::arg("rank") = 0, nb::arg("limit_bytes") = 0,
           nb::arg("pinned_extents") = 1, nb::arg("ledger") = "", nb::arg("shared") = false,
           nb::arg("terms") = nb::none(), nb::arg("max_handle_bytes") = 0,
-          nb::arg("sanity_check") = false, "Takes the driver over; it cannot be used afterwards.")
+          nb::arg("sanity_check") = false, nb::arg("zero_in_steps") = false,
+          "Takes the driver over; it cannot be used afterwards.")
       .def(
           "start",
           [](Pager& pager) {
@@ -85,6 +87,18 @@ void bind_pager(nb::module_& module) {
            "Does what the thread does between two sleeps. After start_by_hand().")
       .def("stop", &Pager::stop, nb::call_guard<nb::gil_scoped_release>(),
            "Stops the thread and removes the row.")
+      .def_prop_ro("zeroes_due", &Pager::zeroes_due,
+                   "Whether memory waits for zero(), which has to come ahead of the next step.")
+      .def(
+          "zero",
+          [](Pager& pager, std::uint64_t step, std::uint64_t stream) {
+            std::string error;
+            const Status status = pager.zero(step, {stream}, &error);
+            check(status, error);
+          },
+          nb::arg("step"), nb::arg("stream") = 0, nb::call_guard<nb::gil_scoped_release>(),
+          "Queues the zeroing of what waits for it on the stream of which step `step` is launched "
+          "next, or raises Error.")
       .def(
           "launched",
           [](Pager& pager, std::uint64_t step, std::uint64_t event) {

@@ -53,6 +53,9 @@ class BorrowedDriver : public Driver {
     return driver_.reads_as(byte, address, bytes, all);
   }
   [[nodiscard]] Status wait_for_scrubs() override { return driver_.wait_for_scrubs(); }
+  [[nodiscard]] Status zero_on(Stream stream, void* address, std::size_t bytes) override {
+    return driver_.zero_on(stream, address, bytes);
+  }
   [[nodiscard]] bool fresh_memory_is_zero() const noexcept override {
     return driver_.fresh_memory_is_zero();
   }

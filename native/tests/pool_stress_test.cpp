@@ -10,6 +10,7 @@
 #include <mutex>
 #include <set>
 #include <thread>
+#include <tuple>
 #include <vector>
 
 #include "kvcached/pool.hpp"
@@ -75,9 +76,11 @@ class Worker {
         step = queue_.front();
       }
       for (std::size_t rank = 0; rank < ranks_.size(); ++rank) {
+        ranks_.zero(rank, step.number);
         ranks_.pager(rank).launched(step.number, {step.number});
       }
       if (dice_.chance(30)) std::this_thread::sleep_for(microseconds(dice_.between(1, 300)));
+      for (std::size_t rank = 0; rank < ranks_.size(); ++rank) ranks_.driver(rank).run_streams();
       for (const std::uint32_t block : step.blocks) {
         if (!ranks_.touch(block)) hole_ = true;
       }
@@ -106,9 +109,11 @@ class Worker {
   std::thread thread_;
 };
 
-class PoolStressTest : public testing::TestWithParam<std::size_t> {};
+/// With so many ranks, whose fresh memory the pagers zero or the worker does, ahead of its steps.
+class PoolStressTest : public testing::TestWithParam<std::tuple<std::size_t, bool>> {};
 
 TEST_P(PoolStressTest, NoStepEverTouchesABlockWithoutMemoryAndNothingIsLost) {
+  const auto [num_ranks, zero_in_steps] = GetParam();
   for (std::uint64_t seed = first_seed(), last = seed + 4; seed < last; ++seed) {
     SCOPED_TRACE(describe_seed(seed));
     Dice dice(seed);
@@ -125,8 +130,8 @@ TEST_P(PoolStressTest, NoStepEverTouchesABlockWithoutMemoryAndNothingIsLost) {
         geometry = block_major(1, num_blocks, kGranule * 3 / 4, 3);
     }
     const std::size_t plenty = 1000 * kGranule;
-    SimulatedRanks ranks(GetParam(), geometry, {.capacity_bytes = plenty, .granularity = kGranule},
-                         4 * kGranule);
+    SimulatedRanks ranks(num_ranks, geometry, {.capacity_bytes = plenty, .granularity = kGranule},
+                         4 * kGranule, zero_in_steps);
     Pool pool(ranks.attach(), {1, 6});
     std::set<std::uint32_t> used;
     {
@@ -136,7 +141,7 @@ TEST_P(PoolStressTest, NoStepEverTouchesABlockWithoutMemoryAndNothingIsLost) {
       for (std::uint64_t number = 1; number <= 250; ++number) {
         pool.begin_step(number);
         if (dice.chance(15)) {
-          const std::size_t rank = dice.between(0, static_cast<std::uint32_t>(GetParam()) - 1);
+          const std::size_t rank = dice.between(0, static_cast<std::uint32_t>(num_ranks) - 1);
           const auto call =
               static_cast<Call>(dice.between(static_cast<std::uint32_t>(Call::create),
                                              static_cast<std::uint32_t>(Call::event_passed)));
@@ -145,7 +150,7 @@ TEST_P(PoolStressTest, NoStepEverTouchesABlockWithoutMemoryAndNothingIsLost) {
               dice.chance(50) ? Status::out_of_memory : Status::driver_error);
         }
         if (dice.chance(4)) {
-          const std::size_t rank = dice.between(0, static_cast<std::uint32_t>(GetParam()) - 1);
+          const std::size_t rank = dice.between(0, static_cast<std::uint32_t>(num_ranks) - 1);
           ranks.driver(rank).set_capacity(dice.chance(50) ? plenty
                                                           : dice.between(10, 200) * kGranule);
         }
@@ -160,7 +165,7 @@ TEST_P(PoolStressTest, NoStepEverTouchesABlockWithoutMemoryAndNothingIsLost) {
           const std::uint32_t block = pool.take();
           ASSERT_NE(block, Pool::kNone);
           ASSERT_TRUE(used.insert(block).second) << "handed out twice";
-          for (std::size_t rank = 0; rank < GetParam(); ++rank) {
+          for (std::size_t rank = 0; rank < num_ranks; ++rank) {
             ASSERT_EQ(pool.row(rank).state(pool.extents().extent_of(block)),
                       ExtentState::committed);
           }
@@ -186,7 +191,7 @@ TEST_P(PoolStressTest, NoStepEverTouchesABlockWithoutMemoryAndNothingIsLost) {
       pool.processed(worker.drain());
       EXPECT_FALSE(worker.touched_a_hole());
     }
-    for (std::size_t rank = 0; rank < GetParam(); ++rank) {
+    for (std::size_t rank = 0; rank < num_ranks; ++rank) {
       ranks.driver(rank).clear_failures();
       ranks.driver(rank).set_capacity(plenty);
     }
@@ -203,7 +208,8 @@ TEST_P(PoolStressTest, NoStepEverTouchesABlockWithoutMemoryAndNothingIsLost) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Ranks, PoolStressTest, testing::Values(1, 2, 3));
+INSTANTIATE_TEST_SUITE_P(Ranks, PoolStressTest,
+                         testing::Combine(testing::Values(1, 2, 3), testing::Bool()));
 
 }  // namespace
 }  // namespace kvcached

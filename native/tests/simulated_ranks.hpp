@@ -18,8 +18,10 @@ namespace kvcached {
 class SimulatedRanks {
  public:
   SimulatedRanks(std::size_t count, const Geometry& geometry, SimDriver::Options device,
-                 std::uint64_t max_handle_bytes = std::uint64_t{64} << 20) {
+                 std::uint64_t max_handle_bytes = std::uint64_t{64} << 20,
+                 bool zero_in_steps = false) {
     PagerOptions options;
+    options.zero_in_steps = zero_in_steps;
     options.max_handle_bytes = max_handle_bytes;
     for (std::size_t rank = 0; rank < count; ++rank) {
       options.path = directory_ / ("engine." + std::to_string(rank) + ".row");
@@ -57,6 +59,15 @@ class SimulatedRanks {
   [[nodiscard]] std::size_t size() const noexcept { return pagers_.size(); }
   [[nodiscard]] SimDriver& driver(std::size_t rank) const { return *drivers_[rank]; }
   [[nodiscard]] Pager& pager(std::size_t rank) const { return *pagers_[rank]; }
+
+  /// What a worker does on a rank ahead of a step. A driver that refuses is asked again.
+  void zero(std::size_t rank, std::uint64_t step) const {
+    std::string error;
+    int refusals = 0;
+    while (pagers_[rank]->zeroes_due() && pagers_[rank]->zero(step, {}, &error) != Status::ok) {
+      ASSERT_LT(++refusals, 100) << error;
+    }
+  }
 
   /// Says on every rank that a step has been launched and is over.
   void finish(std::uint64_t step) const {

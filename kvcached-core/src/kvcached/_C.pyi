@@ -154,13 +154,15 @@ class Pager:
         terms: LeaseTerms | None = None,
         max_handle_bytes: int = 0,
         sanity_check: bool = False,
+        zero_in_steps: bool = False,
     ) -> None:
         """Takes the driver over; it cannot be used afterwards.
 
         `ledger` is the path of the device's ledger, to be joined on `terms`; empty accounts to
         nobody. `max_handle_bytes` bounds one handle; 0: what the driver finds useful.
         `sanity_check` fills fresh and released memory with 0x3f instead of zeros, and watches
-        what stays mapped: see violation.
+        what stays mapped: see violation. `zero_in_steps` leaves the zeroing of fresh memory to
+        zero(), the pinned extents and the sanity check apart.
         """
     def start(self) -> None:
         """Reserve the regions, commit the pinned extents, publish the row; or raise Error and
@@ -174,6 +176,13 @@ class Pager:
     def reserve(self, bytes: int) -> None:
         """What this process will want of the device beside its cache and does not hold now: no
         cache on the device grows into it."""
+    @property
+    def zeroes_due(self) -> bool:
+        """Whether memory waits for zero(), which has to come ahead of the next step."""
+    def zero(self, step: int, stream: int = 0) -> None:
+        """Queue the zeroing of what waits for it on the stream (a CUstream; 0 is the default one)
+        of which step `step` is launched next; launched() follows. Raises Error where the driver
+        refuses."""
     def launched(self, step: int, event: int = 0) -> None:
         """Step `step` is launched on this rank; `event` passes when the device is done with it."""
     @property

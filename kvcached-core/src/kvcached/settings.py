@@ -59,6 +59,9 @@ Layout = Annotated[
     BeforeValidator(_stripped),
     Allowed("auto, extent, block or layer"),
 ]
+Zeroing = Annotated[
+    Literal["pager", "steps"], BeforeValidator(_stripped), Allowed("pager or steps")
+]
 LogFormat = Annotated[Literal["text", "json"], BeforeValidator(_stripped), Allowed("text or json")]
 LogLevel = Annotated[
     Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"],
@@ -133,6 +136,11 @@ class Settings(BaseSettings):
     )
     layout: Layout = Field(
         default="auto", description="How the cache is laid out, where the engine leaves a choice."
+    )
+    zeroing: Zeroing = Field(
+        default="pager",
+        description="Who zeroes fresh memory of a GPU: the pager, beside the engine's steps, or "
+        "vLLM's steps themselves, on their own stream.",
     )
     ipc_name: Name = Field(
         default="", description="A name for this engine's entries in shared memory."

@@ -249,6 +249,19 @@ def device_of(worker: Any) -> torch.device:
     return worker.model_runner.device if device is None else device
 
 
+def writes_beside_steps(config: VllmConfig) -> str | None:
+    """What of this configuration writes to the cache on other streams than that of the model's
+    steps, in words, or None."""
+    if getattr(config, "kv_transfer_config", None) is not None:
+        return "a KV connector, which loads on streams of its own"
+    # Micro-batches have a stream each (0.26 v1/worker/gpu_ubatch_wrapper.py); older ones know DBO
+    # alone.
+    parallel = config.parallel_config
+    if getattr(parallel, "use_ubatching", getattr(parallel, "enable_dbo", False)):
+        return "micro-batches, which have a stream each"
+    return None
+
+
 def memory_of_cpu_node() -> Any | None:
     """The memory of the NUMA node that a CPU worker sizes its cache by (`total_memory` and
     `available_memory`, in bytes), or None where it looks at none, up to 0.19."""

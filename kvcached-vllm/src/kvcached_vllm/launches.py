@@ -24,9 +24,14 @@ class LaunchMarks:
         asked on any thread."""
         return self._launching or not (self._last is None or self._last.query())
 
-    def begin(self) -> None:
-        """A step is about to be launched; mark() follows."""
+    def begin(self, step: int) -> None:
+        """Step `step` is about to be launched on this thread and its stream; mark() follows. Memory
+        that is the steps' to zero is zeroed ahead of it. Raises kvcached.Error where the driver
+        refuses that."""
         self._launching = True
+        if self._pager.zeroes_due:
+            stream = torch.cuda.current_stream().cuda_stream if self._on_device else 0
+            self._pager.zero(step, stream)
 
     def mark(self, step: int) -> None:
         """Step `step` is launched; to be called on the thread and stream that launched it."""

@@ -190,6 +190,7 @@ class ElasticWorker:
             shared=bool(wanted.shm_group),
             terms=self._terms(placed, limit, self._driver.granularity),
             sanity_check=wanted.sanity_check,
+            zero_in_steps=wanted.zeroing == "steps" and self._writes_in_steps(),
         )
         self._driver = None  # the pager's now
         try:
@@ -197,6 +198,14 @@ class ElasticWorker:
         except _C.Error as error:
             raise NotElastic(f"kvcached: {error}; {_advice(str(error), wanted)}") from None
         return pager
+
+    def _writes_in_steps(self) -> bool:
+        reason = engine.writes_beside_steps(self.vllm_config)
+        if reason is not None:
+            say_once(
+                f"kvcached: KVCACHED_ZEROING=steps is not for {reason}; the pager zeroes memory"
+            )
+        return reason is None
 
     def _terms(self, placed: Placement, limit: int, granule: int) -> _C.LeaseTerms:
         wanted = settings()
@@ -228,11 +237,11 @@ class ElasticWorker:
         """vLLM's execute_model(); marks the step as launched where no sampling follows."""
         if self._check is not None:
             self._check_step(self._check, scheduler_output)
+        step = getattr(scheduler_output, "kvcached_step", 0)
         if self._marks is not None:
-            self._marks.begin()
+            self._marks.begin(step)
         output = super().execute_model(scheduler_output)  # type: ignore[misc]
         if self._marks is not None:
-            step = getattr(scheduler_output, "kvcached_step", 0)
             # Up to 0.10 a step samples by itself, and a rank may have nothing to answer.
             alone = not hasattr(super(), "sample_tokens")
             if output is not None or alone or scheduler_output.total_num_scheduled_tokens == 0:

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "kvcached/driver.hpp"
@@ -46,6 +47,13 @@ class Backing {
   /// Waits until all units that were begun hold the fill: while the device fills one, the next
   /// one's memory is made. Where that fails, none of them is committed.
   [[nodiscard]] Status finish_commits();
+
+  /// From here on begin_commit() zeroes nothing: what it puts under a unit, and what the unit finds
+  /// there of its granules' earlier users, holds anything, and take_unzeroed() says where that is.
+  /// For a fill of zero.
+  void leave_zeroing() noexcept { leaves_zeroing_ = true; }
+  /// What begin_commit() has left since the last call, in no order.
+  [[nodiscard]] std::vector<ByteRange> take_unzeroed() { return std::exchange(unzeroed_, {}); }
 
   /// Begins and finishes one unit, and what was begun before it.
   [[nodiscard]] Status commit(std::uint32_t first, std::uint32_t count, std::uint64_t limit_bytes);
@@ -114,6 +122,7 @@ class Backing {
   [[nodiscard]] Status check_unwritten(const Mapping& mapping, std::uint32_t region,
                                        std::uint64_t begin, std::uint64_t end);
   void fill_released(const std::vector<ByteRange>& bytes);
+  // Fills a range, or leaves that to whoever takes it.
   [[nodiscard]] Status start_scrub(const ByteRange& range);
   Status wait_for_scrubs();
   Status fail(Status status, const char* what);
@@ -122,6 +131,8 @@ class Backing {
   Geometry geometry_;
   std::size_t granule_;
   std::uint8_t fill_;
+  bool leaves_zeroing_ = false;
+  std::vector<ByteRange> unzeroed_;
   std::vector<void*> bases_;
   std::vector<std::uint64_t> reserved_;
   std::vector<std::vector<Granule>> granules_;

@@ -20,6 +20,12 @@ struct Event {
   std::uint64_t value = 0;
 };
 
+/// A queue of an accelerator's work that is the engine's. On CUDA the value is a CUstream; 0 is the
+/// default one.
+struct Stream {
+  std::uint64_t value = 0;
+};
+
 /// A device's memory, in bytes.
 struct MemoryInfo {
   std::size_t free = 0;
@@ -30,8 +36,8 @@ struct MemoryInfo {
 ///
 /// Sizes and addresses are multiples of granularity(), those of scrub() and reads_as() apart. A
 /// call that does not return Status::ok leaves everything as it was before. Apart from
-/// last_error(), every method is called by one thread at a time (the pager's, once it runs);
-/// nothing here locks.
+/// last_error() and zero_on(), every method is called by one thread at a time (the pager's, once
+/// it runs); nothing here locks.
 class Driver {
  public:
   Driver() = default;
@@ -98,6 +104,11 @@ class Driver {
   /// Returns when every scrub() since the last call is done. Where it fails, nothing is under way
   /// any more, and all their ranges may hold anything.
   [[nodiscard]] virtual Status wait_for_scrubs() = 0;
+
+  /// Queues zeroes for a mapped, accessible range behind what is on `stream` and ahead of what
+  /// comes there next. Unlike scrub(), nobody waits for it: the caller sees to it that the range
+  /// stays mapped until the device is done with it. Any thread, beside any other call.
+  [[nodiscard]] virtual Status zero_on(Stream stream, void* address, std::size_t bytes) = 0;
 
   /// Whether every byte of a mapped, accessible range is `byte`. Nothing in the range may be under
   /// a scrub() that was not waited for. For checks: it copies the range to where the processor can

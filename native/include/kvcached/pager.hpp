@@ -2,7 +2,6 @@
 
 #include <atomic>
 #include <chrono>
-#include <deque>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -13,9 +12,11 @@
 #include "kvcached/backing.hpp"
 #include "kvcached/driver.hpp"
 #include "kvcached/geometry.hpp"
+#include "kvcached/launches.hpp"
 #include "kvcached/ledger.hpp"
 #include "kvcached/page_table.hpp"
 #include "kvcached/status.hpp"
+#include "kvcached/zero_queue.hpp"
 
 namespace kvcached {
 
@@ -46,6 +47,10 @@ struct PagerOptions {
   std::uint64_t max_handle_bytes = 0;
   /// Whether fresh and released memory is filled with kSanityFill, and watched.
   bool sanity_check = false;
+  /// Whether fresh memory is left to zero(), which the worker then calls ahead of every step; for
+  /// engines whose steps, and all else that writes to the cache, are on one stream. Otherwise, and
+  /// with sanity_check, and for the pinned extents, the pager zeroes memory before it answers.
+  bool zero_in_steps = false;
 };
 
 /// The native thread that makes one rank's row of the page table true.
@@ -74,7 +79,15 @@ class Pager {
   void stop();
 
   /// How many launches are remembered; an event may be recorded again after that many steps.
-  static constexpr std::size_t kMaxLaunches = 64;
+  static constexpr std::size_t kMaxLaunches = Launches::kMost;
+
+  /// Whether memory waits for zero(). The worker's thread, ahead of every step.
+  [[nodiscard]] bool zeroes_due() const noexcept { return zeroes_.any(); }
+
+  /// Queues the zeroing of all memory that waits for it on the stream on which step `step` is
+  /// launched next; launched() of that step, or a later one, follows. The worker's thread. `error`
+  /// says what the driver refused.
+  [[nodiscard]] Status zero(std::uint64_t step, Stream stream, std::string* error);
 
   /// Tells that step `step` has been launched on this rank, and that `event` passes when the
   /// device is done with it. Called by the worker's thread once a step.
@@ -104,13 +117,18 @@ class Pager {
  private:
   using Clock = std::chrono::steady_clock;
 
-  struct Launch {
-    std::uint64_t step = 0;
-    Event event;
+  // How often whoever waits for memory looks whether a neighbour's end brought some.
+  static constexpr std::chrono::milliseconds kSweep{200};
+
+  struct Begun {
+    Row::Request unit;
+    std::vector<ByteRange> unzeroed;
   };
   struct Release {
     Row::Request unit;
     std::uint64_t fence = 0;
+    // Whether it was ever free to use, so that its memory is news to whoever was refused.
+    bool news = true;
   };
 
   [[nodiscard]] Status start(std::string* error, bool threaded);
@@ -135,11 +153,12 @@ class Pager {
   // Answers for the units of the run.
   void finish_run();
   void answer(Row::Request unit, Status status);
+  // Releases a unit once its fence has passed and no zeroing of it is under way.
+  void plan_release(Row::Request unit);
   void release(Row::Request unit);
   // Releases what is past its fence, for a while. Returns what is left: nothing, only what waits
   // for its fence, or more that could go at once.
   Releases serve_releases(Clock::time_point until = Clock::time_point::max());
-  void retire_events();
   void set_states(Row::Request unit, ExtentState state);
   void publish();
 
@@ -156,11 +175,11 @@ class Pager {
   std::uint64_t charged_ = 0;  // bytes, what the lease was last granted
   std::string refusal_;        // the last one
   // Wanted units whose memory is being zeroed, since when, and how many to gather at most.
-  std::vector<Row::Request> run_;
+  std::vector<Begun> run_;
   Clock::time_point run_began_{};
   std::vector<Release> releases_;
-  std::mutex launches_mutex_;  // held for a push or a pop, by the worker's and the pager's thread
-  std::deque<Launch> launches_;
+  Launches launches_;
+  ZeroQueue zeroes_{backing_};
   std::mutex error_mutex_;
   std::string last_error_;
   std::string violation_;

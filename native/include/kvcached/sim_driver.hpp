@@ -29,11 +29,12 @@ class SimDriver final : public Driver {
     set_access,
     scrub,
     wait_for_scrubs,
+    zero_on,
     reads_as,
     event_passed,
     memory_info,
   };
-  static constexpr std::size_t kCalls = 13;
+  static constexpr std::size_t kCalls = 14;
 
   struct Options {
     std::size_t capacity_bytes = std::size_t{1} << 30;
@@ -80,6 +81,8 @@ class SimDriver final : public Driver {
     };
     /// Those that nobody has waited for, in the order of their calls.
     std::vector<Scrub> scrubs;
+    /// What zero_on() has queued and run_streams() has not run.
+    std::vector<Scrub> queued_zeroes;
     bool operator==(const Snapshot&) const = default;
   };
 
@@ -104,6 +107,9 @@ class SimDriver final : public Driver {
   [[nodiscard]] Status set_access(void* address, std::size_t bytes) override;
   [[nodiscard]] Status scrub(void* address, std::size_t bytes, std::uint8_t byte = 0) override;
   [[nodiscard]] Status wait_for_scrubs() override;
+  /// Until run_streams() the range may hold anything, and neither a touch nor an unmap() may meet
+  /// it.
+  [[nodiscard]] Status zero_on(Stream stream, void* address, std::size_t bytes) override;
   [[nodiscard]] Status reads_as(std::uint8_t byte, const void* address, std::size_t bytes,
                                 bool* all) override;
   [[nodiscard]] bool fresh_memory_is_zero() const noexcept override;
@@ -128,9 +134,11 @@ class SimDriver final : public Driver {
   void advance(std::uint64_t ns);
   /// Marks an event as passed, whatever the clock says.
   void pass(Event event);
+  /// Runs all that zero_on() has queued.
+  void run_streams();
   /// What an engine's kernel does: writes to a range of any alignment. An access to memory that
-  /// is not mapped and accessible, or is being scrubbed, is Status::invalid_argument and a contract
-  /// violation.
+  /// is not mapped and accessible, or is being scrubbed or zeroed, is Status::invalid_argument and
+  /// a contract violation.
   [[nodiscard]] Status touch(const void* address, std::size_t bytes);
 
   // Observing.

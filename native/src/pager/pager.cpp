@@ -1,15 +1,12 @@
 #include "kvcached/pager.hpp"
 
 #include <pthread.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
-#include <cstring>
 #include <utility>
 
 #include "kvcached/futex.hpp"
-#include "kvcached/sanity.hpp"
 
 namespace kvcached {
 
@@ -30,7 +27,6 @@ constexpr milliseconds kIdle{1000};
 // memory, and otherwise.
 constexpr milliseconds kWatch{100};
 constexpr milliseconds kWatchIdle{500};
-constexpr milliseconds kSweep{200};
 // A run of wanted units ends with one wait for their zeroes and one answer. The wait takes about
 // 10 us and a unit 40, so beyond this there is nothing to gain and the scheduler would only learn
 // later what it has.
@@ -38,139 +34,7 @@ constexpr std::size_t kLongestRun = 32;
 // A run, or a run of releases, makes nobody wait longer than this and one unit more.
 constexpr milliseconds kLongestTurn{1};
 
-RowFacts describe(const Backing& backing, const Driver& driver, const PagerOptions& options) {
-  RowFacts facts;
-  const Geometry& geometry = backing.geometry();
-  const std::size_t granule = driver.granularity();
-  facts.rank = options.rank;
-  facts.num_blocks = geometry.num_blocks;
-  facts.blocks_per_extent = geometry.blocks_per_extent;
-  facts.num_extents = geometry.num_extents();
-  facts.pinned_extents = std::min(options.pinned_extents, facts.num_extents);
-  facts.granule_bytes = granule;
-  facts.extent_bytes = geometry.extent_bytes(granule);
-  std::uint64_t part = granule;
-  for (const GranuleRun& run : geometry.granules_of(0, 1, granule)) {
-    part = std::max<std::uint64_t>(part, run.count * granule);
-  }
-  const std::uint64_t largest =
-      options.max_handle_bytes != 0 ? options.max_handle_bytes : driver.largest_useful_handle();
-  facts.max_unit_extents = static_cast<std::uint32_t>(std::max<std::uint64_t>(1, largest / part));
-  for (const ByteRange& range : geometry.bytes_of(0, 1)) {
-    facts.block_bytes += range.end - range.begin;
-  }
-  facts.block_bytes /= std::min(geometry.blocks_per_extent, geometry.num_blocks);
-  for (const std::uint64_t bytes : geometry.region_bytes) facts.virtual_bytes += bytes;
-  std::strncpy(facts.driver, driver.name(), sizeof facts.driver - 1);
-  std::strncpy(facts.layout, options.layout.c_str(), sizeof facts.layout - 1);
-  std::strncpy(facts.engine, options.engine.c_str(), sizeof facts.engine - 1);
-  return facts;
-}
-
 }  // namespace
-
-Pager::Pager(std::unique_ptr<Driver> driver, Geometry geometry, PagerOptions options)
-    : driver_(std::move(driver)),
-      options_(std::move(options)),
-      backing_(*driver_, std::move(geometry), options_.sanity_check ? kSanityFill : 0) {}
-
-Pager::~Pager() { stop(); }
-
-Status Pager::start(std::string* error, bool threaded) {
-  if (backing_.reserved()) {
-    *error = "a pager starts once";
-    return Status::invalid_argument;
-  }
-  if (const Status status = backing_.reserve(); status != Status::ok) {
-    *error = "cannot reserve address space: " + backing_.last_error();
-    return status;
-  }
-  RowFacts facts = describe(backing_, *driver_, options_);
-  Status status = options_.ledger ? join(&facts, error) : Status::ok;
-  if (status == Status::ok) status = commit_pinned(facts, error);
-  if (status != Status::ok) {
-    backing_.reset();
-    lease_.reset();
-    return status;
-  }
-  // A row is there for everybody from here on, and its pinned extents are taken for granted.
-  if (status = Row::create(options_.path, facts, &row_, error); status != Status::ok) {
-    backing_.reset();
-    lease_.reset();
-    return status;
-  }
-  row_->header().limit_bytes = options_.limit_bytes;
-  set_states({0, facts.pinned_extents}, ExtentState::committed);
-  publish();
-  started_by_ = getpid();
-  if (threaded) thread_ = std::thread([this] { run(); });
-  return Status::ok;
-}
-
-Status Pager::join(RowFacts* facts, std::string* error) {
-  PagerLedger& ledger = *options_.ledger;
-  LeaseTerms& terms = ledger.terms;
-  terms.row = options_.path;
-  terms.rank = options_.rank;
-  terms.virtual_bytes = facts->virtual_bytes;
-  terms.extent_bytes = facts->extent_bytes;
-  MemoryInfo device;
-  if (const Status status = driver_->memory_info(&device); status != Status::ok) {
-    *error = "cannot ask the device for its memory: " + driver_->last_error();
-    return status;
-  }
-  const LedgerDevice id{driver_->device_id(), driver_->name(), driver_->granularity()};
-  if (const Status status =
-          Lease::join(ledger.path, id, ledger.shared, terms, device, &lease_, error);
-      status != Status::ok) {
-    return status;
-  }
-  ledger.path.copy(facts->ledger, sizeof facts->ledger - 1);
-  facts->lease_slot = lease_->slot();
-  return Status::ok;
-}
-
-Status Pager::commit_pinned(const RowFacts& facts, std::string* error) {
-  const auto deadline =
-      Clock::now() + (options_.ledger ? options_.ledger->patience : milliseconds(0));
-  for (std::uint32_t extent = 0; extent < facts.pinned_extents; ++extent) {
-    LedgerHeader* const header = lease_ == nullptr ? nullptr : &lease_->ledger().table().header();
-    // Read before the attempt, so that a change behind a refusal ends the sleep.
-    std::uint32_t seen = header == nullptr ? 0 : header->epoch.load(std::memory_order_acquire);
-    Status status = commit_accounted({extent, 1}, true);
-    // Neighbours that hold more than their part give back what is asked for here.
-    while (status == Status::out_of_memory && Clock::now() < deadline) {
-      header->epoch_awaited.fetch_add(1, std::memory_order_seq_cst);
-      futex_wait(header->epoch, seen, kSweep);
-      header->epoch_awaited.fetch_sub(1, std::memory_order_seq_cst);
-      look_after_lease(Clock::now());
-      seen = header->epoch.load(std::memory_order_acquire);
-      status = commit_accounted({extent, 1}, true);
-    }
-    if (status != Status::ok) {
-      *error = "not enough memory for the " + std::to_string(facts.pinned_extents) +
-               " extents that are always committed (" + std::to_string(facts.extent_bytes) +
-               " bytes each): " + refusal_;
-      return status;
-    }
-  }
-  return Status::ok;
-}
-
-void Pager::stop() {
-  if (started_by_ != 0 && started_by_ != getpid()) {
-    // A forked child has neither the thread nor the row.
-    if (thread_.joinable()) thread_.detach();
-    return;
-  }
-  stopping_ = true;
-  if (row_ != nullptr) row_->ring_doorbell();
-  if (thread_.joinable()) thread_.join();
-  row_.reset();
-  // What is still mapped is a stranger's from here on: the device says that it is not free.
-  if (lease_ != nullptr) lease_->leave();
-  lease_.reset();
-}
 
 template <typename Move>
 void Pager::moving(Move move) {
@@ -245,15 +109,15 @@ void Pager::look_after_lease(Clock::time_point now) {
 }
 
 void Pager::launched(std::uint64_t step, Event event) {
-  const std::lock_guard lock(launches_mutex_);
-  if (event.value == 0 && launches_.empty()) {
-    // Nothing to wait for: the device is the processor, and it is done.
-    if (row_ != nullptr) row_->header().passed_step.store(step, std::memory_order_release);
-    return;
+  if (launches_.add(step, event) && row_ != nullptr) {
+    row_->header().passed_step.store(step, std::memory_order_release);
   }
-  launches_.push_back({step, event});
-  // Nobody asks for events while no release waits. A later event stands for all before it.
-  if (launches_.size() > kMaxLaunches) launches_.pop_front();
+}
+
+Status Pager::zero(std::uint64_t step, Stream stream, std::string* error) {
+  const Status status = zeroes_.queue(stream, step);
+  if (status != Status::ok) *error = driver_->last_error();
+  return status;
 }
 
 std::string Pager::last_error() {
@@ -318,17 +182,27 @@ void Pager::serve_requests() {
       if (run_.size() < most && Clock::now() - run_began_ < kLongestTurn) continue;
       most = std::min(2 * most, kLongestRun);
       finish_run();
-    } else if (row_->fence(unit.first).load(std::memory_order_acquire) == kNeverUsable) {
-      // It gives nothing back that was not free before it was asked for, so that the refusal
-      // which undoes it stays worth remembering: no new capacity_epoch.
-      release(unit);
-      publish();
-      row_->answer();
     } else {
-      releases_.push_back({unit, row_->fence(unit.first).load(std::memory_order_acquire)});
+      plan_release(unit);
     }
   }
   finish_run();
+}
+
+void Pager::plan_release(Row::Request unit) {
+  const std::uint64_t zeroed_ahead_of = zeroes_.withdraw(unit.first);
+  const std::uint64_t fence = row_->fence(unit.first).load(std::memory_order_acquire);
+  // A unit that never was usable gives nothing back that was not free before it was asked for, so
+  // that the refusal which undoes it stays worth remembering: no new capacity_epoch.
+  if (fence != kNeverUsable) {
+    releases_.push_back({unit, std::max(fence, zeroed_ahead_of)});
+  } else if (zeroed_ahead_of > passed_step()) {
+    releases_.push_back({unit, zeroed_ahead_of, false});
+  } else {
+    release(unit);
+    publish();
+    row_->answer();
+  }
 }
 
 void Pager::begin(Row::Request unit) {
@@ -344,7 +218,7 @@ void Pager::begin(Row::Request unit) {
     status = begin_accounted(unit, false);
   }
   if (status == Status::ok) {
-    run_.push_back(unit);
+    run_.push_back({unit, backing_.take_unzeroed()});
   } else {
     answer(unit, status);
     row_->answer();
@@ -359,7 +233,11 @@ void Pager::finish_run() {
     row_->header().commit_ns.fetch_add(static_cast<std::uint64_t>(spent.count()),
                                        std::memory_order_relaxed);
   }
-  for (const Row::Request unit : run_) answer(unit, status);
+  for (Begun& begun : run_) {
+    // Ahead of the answer: see ZeroQueue.
+    if (status == Status::ok) zeroes_.add(begun.unit.first, std::move(begun.unzeroed));
+    answer(begun.unit, status);
+  }
   run_.clear();
   row_->answer();
 }
@@ -393,11 +271,14 @@ void Pager::release(Row::Request unit) {
 
 Pager::Releases Pager::serve_releases(Clock::time_point until) {
   if (releases_.empty()) return Releases::none;
-  retire_events();
   RowHeader& header = row_->header();
+  if (const auto passed = launches_.retire(*driver_)) {
+    header.passed_step.store(*passed, std::memory_order_release);
+  }
   const std::uint64_t over =
       std::min(header.processed_step.load(std::memory_order_acquire), passed_step());
   bool any = false;
+  bool news = false;
   bool ready = false;
   std::erase_if(releases_, [&](const Release& waiting) {
     if (waiting.fence > over) return false;
@@ -406,11 +287,12 @@ Pager::Releases Pager::serve_releases(Clock::time_point until) {
     if (ready) return false;
     release(waiting.unit);
     any = true;
+    news = news || waiting.news;
     return true;
   });
   if (any) {
     publish();
-    header.capacity_epoch.fetch_add(1, std::memory_order_release);
+    if (news) header.capacity_epoch.fetch_add(1, std::memory_order_release);
     row_->answer();
   }
   if (ready) return Releases::ready;
@@ -419,23 +301,6 @@ Pager::Releases Pager::serve_releases(Clock::time_point until) {
 
 bool Pager::contended() const noexcept {
   return lease_ != nullptr && lease_->ledger().table().header().contended.load() != 0;
-}
-
-void Pager::retire_events() {
-  for (;;) {
-    Launch oldest;
-    {
-      const std::lock_guard lock(launches_mutex_);
-      if (launches_.empty()) return;
-      oldest = launches_.front();
-    }
-    bool passed = false;
-    if (driver_->event_passed(oldest.event, &passed) != Status::ok || !passed) return;
-    const std::lock_guard lock(launches_mutex_);
-    // The worker's thread may have dropped it meanwhile.
-    while (!launches_.empty() && launches_.front().step <= oldest.step) launches_.pop_front();
-    row_->header().passed_step.store(oldest.step, std::memory_order_release);
-  }
 }
 
 void Pager::set_states(Row::Request unit, ExtentState state) {

@@ -102,6 +102,7 @@ Status Backing::begin_commit(std::uint32_t first, std::uint32_t count, std::uint
 
   if (const Status status = reopen_left_over(runs); status != Status::ok) return status;
 
+  const std::size_t unzeroed_before = unzeroed_.size();
   std::vector<std::uint32_t> fresh;
   fresh.reserve(wanted.size());
   Status status = Status::ok;
@@ -116,6 +117,7 @@ Status Backing::begin_commit(std::uint32_t first, std::uint32_t count, std::uint
     status = scrub_unused(geometry_.bytes_of(first, count));
   }
   if (status != Status::ok) {
+    unzeroed_.resize(unzeroed_before);
     for (auto mapping = fresh.rbegin(); mapping != fresh.rend(); ++mapping) unmap(*mapping);
     // What is under way in a neighbour's granule is nobody's any more, and check_unwritten() may
     // look there next.
@@ -227,12 +229,9 @@ Status Backing::map_fresh(const GranuleRun& run, std::uint32_t* mapping) {
   const char* step = "set_access";
   mappings_[index].accessible = status == Status::ok;
   if (status == Status::ok && (reused || fill_ != 0 || !driver_.fresh_memory_is_zero())) {
-    status = driver_.scrub(where, bytes, fill_);
+    status = start_scrub({run.region, run.first * granule_, (run.first + run.count) * granule_});
     step = "scrub";
-    if (status == Status::ok && fill_ != 0) {
-      mappings_[index].unused = Contents::being_filled;
-      scrubbing_.push_back(index);
-    }
+    if (status == Status::ok && fill_ != 0) mappings_[index].unused = Contents::being_filled;
   }
   if (status != Status::ok) {
     fail(status, step);
@@ -328,6 +327,10 @@ void Backing::fill_released(const std::vector<ByteRange>& bytes) {
 }
 
 Status Backing::start_scrub(const ByteRange& range) {
+  if (leaves_zeroing_) {
+    unzeroed_.push_back(range);
+    return Status::ok;
+  }
   void* const where = static_cast<char*>(bases_[range.region]) + range.begin;
   if (const Status status = driver_.scrub(where, range.end - range.begin, fill_);
       status != Status::ok) {

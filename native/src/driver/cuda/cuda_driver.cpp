@@ -187,6 +187,16 @@ Status CudaDriver::wait_for_scrubs() {
   return Status::ok;
 }
 
+// On any thread: nothing here but what is the same from probe() on.
+Status CudaDriver::zero_on(Stream stream, void* address, std::size_t bytes) {
+  if (const Status status = check_ready("zero_on"); status != Status::ok) return status;
+  const cuda::CallScope scope(*api_, context_);
+  const auto engines = reinterpret_cast<cuda::Stream>(static_cast<std::uintptr_t>(stream.value));
+  const cuda::Result result = api_->MemsetD8Async(pointer(address), 0, bytes, engines);
+  if (result != cuda::kSuccess) return failed("cuMemsetD8Async", result, bytes);
+  return Status::ok;
+}
+
 Status CudaDriver::reads_as(std::uint8_t byte, const void* address, std::size_t bytes, bool* all) {
   if (const Status status = check_ready("reads_as"); status != Status::ok) return status;
   if (const Status status = map_.check_touch("reads_as", address, bytes); status != Status::ok) {

@@ -42,6 +42,7 @@ class CudaDriver final : public Driver {
   [[nodiscard]] Status set_access(void* address, std::size_t bytes) override;
   [[nodiscard]] Status scrub(void* address, std::size_t bytes, std::uint8_t byte = 0) override;
   [[nodiscard]] Status wait_for_scrubs() override;
+  [[nodiscard]] Status zero_on(Stream stream, void* address, std::size_t bytes) override;
   [[nodiscard]] Status reads_as(std::uint8_t byte, const void* address, std::size_t bytes,
                                 bool* all) override;
   [[nodiscard]] bool fresh_memory_is_zero() const noexcept override;

@@ -209,6 +209,13 @@ Status HostDriver::scrub(void* address, std::size_t bytes, std::uint8_t byte) {
 // scrub() itself has filled the pages.
 Status HostDriver::wait_for_scrubs() { return check_ready("wait_for_scrubs"); }
 
+// The host has one queue of work, the thread that calls.
+Status HostDriver::zero_on(Stream /*stream*/, void* address, std::size_t bytes) {
+  if (const Status status = check_ready("zero_on"); status != Status::ok) return status;
+  std::memset(address, 0, bytes);
+  return Status::ok;
+}
+
 Status HostDriver::reads_as(std::uint8_t byte, const void* address, std::size_t bytes, bool* all) {
   if (const Status status = check_ready("reads_as"); status != Status::ok) return status;
   if (const Status status = map_.check_touch("reads_as", address, bytes); status != Status::ok) {

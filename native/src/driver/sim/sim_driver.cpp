@@ -99,7 +99,8 @@ Status SimDriver::unmap(void* address, std::size_t bytes) {
   State& state = *state_;
   const std::lock_guard lock(state.mutex);
   if (const Status status = state.begin(Call::unmap, bytes); status != Status::ok) return status;
-  const Status status = state.judge(state.map.check_unmap(address, bytes));
+  Status status = state.judge(state.map.check_unmap(address, bytes));
+  if (status == Status::ok) status = state.judge(state.check_not_queued("unmap", address, bytes));
   if (status != Status::ok) return status;
   state.finish_scrubs();
   state.map.remove_mapping(address);
@@ -137,6 +138,20 @@ Status SimDriver::wait_for_scrubs() {
   if (status == Status::ok) state.finish_scrubs();
   state.scrubs.clear();
   return status;
+}
+
+Status SimDriver::zero_on(Stream /*stream*/, void* address, std::size_t bytes) {
+  State& state = *state_;
+  const std::lock_guard lock(state.mutex);
+  if (const Status status = state.begin(Call::zero_on, bytes); status != Status::ok) return status;
+  // What a stream is to zero already, it zeroes twice.
+  const Status status = state.judge(state.check_not_scrubbed("zero_on", address, bytes));
+  if (status != Status::ok) return status;
+  state.for_each_part(address, bytes, [](KnownBytes& known, std::size_t begin, std::size_t end) {
+    forget(known, begin, end);
+  });
+  state.queued_zeroes.push_back({reinterpret_cast<std::uintptr_t>(address), bytes, 0});
+  return Status::ok;
 }
 
 Status SimDriver::reads_as(std::uint8_t byte, const void* address, std::size_t bytes, bool* all) {

@@ -39,6 +39,12 @@ void SimDriver::pass(Event event) {
   state_->passed.insert(event.value);
 }
 
+void SimDriver::run_streams() {
+  State& state = *state_;
+  const std::lock_guard lock(state.mutex);
+  state.finish(state.queued_zeroes);
+}
+
 Status SimDriver::touch(const void* address, std::size_t bytes) {
   State& state = *state_;
   const std::lock_guard lock(state.mutex);
@@ -75,6 +81,7 @@ SimDriver::Snapshot SimDriver::snapshot() const {
         .bytes = mapping.bytes, .handle = mapping.handle, .accessible = mapping.accessible};
   }
   copy.scrubs = state.scrubs;
+  copy.queued_zeroes = state.queued_zeroes;
   return copy;
 }
 

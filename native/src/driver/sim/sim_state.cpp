@@ -6,8 +6,9 @@ namespace kvcached {
 namespace {
 
 constexpr std::array<const char*, SimDriver::kCalls> kNames{
-    "probe",      "reserve", "unreserve",       "create",   "destroy",      "map",         "unmap",
-    "set_access", "scrub",   "wait_for_scrubs", "reads_as", "event_passed", "memory_info",
+    "probe",   "reserve",  "unreserve",    "create",      "destroy",
+    "map",     "unmap",    "set_access",   "scrub",       "wait_for_scrubs",
+    "zero_on", "reads_as", "event_passed", "memory_info",
 };
 
 // Outside what 57-bit address spaces can hold on any side: a use as a pointer faults for sure.
@@ -58,27 +59,44 @@ bool SimDriver::State::is_known_as(std::uint8_t byte, const void* address, std::
 }
 
 Status SimDriver::State::check_settled(const char* call, const void* address, std::size_t bytes) {
+  const Status status = check_not_scrubbed(call, address, bytes);
+  return status == Status::ok ? check_not_queued(call, address, bytes) : status;
+}
+
+Status SimDriver::State::check_not_scrubbed(const char* call, const void* address,
+                                            std::size_t bytes) {
   if (const Status status = map.check_touch(call, address, bytes); status != Status::ok) {
     return status;
   }
-  const std::uintptr_t first = reinterpret_cast<std::uintptr_t>(address);
-  const bool settled = std::none_of(scrubs.begin(), scrubs.end(), [&](const auto& scrub) {
-    return scrub.address < first + bytes && first < scrub.address + scrub.bytes;
-  });
-  if (settled) return Status::ok;
+  if (!meets(scrubs, address, bytes)) return Status::ok;
   return error.set(Status::invalid_argument, "%s: %zu bytes at %p are being scrubbed", call, bytes,
                    address);
 }
 
-void SimDriver::State::finish_scrubs() {
-  for (const Snapshot::Scrub& scrub : scrubs) {
-    for_each_part(reinterpret_cast<void*>(scrub.address), scrub.bytes,
+Status SimDriver::State::check_not_queued(const char* call, const void* address,
+                                          std::size_t bytes) {
+  if (!meets(queued_zeroes, address, bytes)) return Status::ok;
+  return error.set(Status::invalid_argument, "%s: a stream is to zero bytes of %zu at %p", call,
+                   bytes, address);
+}
+
+bool SimDriver::State::meets(const std::vector<Snapshot::Scrub>& fills, const void* address,
+                             std::size_t bytes) {
+  const std::uintptr_t first = reinterpret_cast<std::uintptr_t>(address);
+  return std::any_of(fills.begin(), fills.end(), [&](const auto& fill) {
+    return fill.address < first + bytes && first < fill.address + fill.bytes;
+  });
+}
+
+void SimDriver::State::finish(std::vector<Snapshot::Scrub>& fills) {
+  for (const Snapshot::Scrub& fill : fills) {
+    for_each_part(reinterpret_cast<void*>(fill.address), fill.bytes,
                   [&](KnownBytes& held, std::size_t begin, std::size_t end) {
                     forget(held, begin, end);
-                    held[scrub.byte].add(begin, end);
+                    held[fill.byte].add(begin, end);
                   });
   }
-  scrubs.clear();
+  fills.clear();
 }
 
 Status SimDriver::State::judge(Status status) {

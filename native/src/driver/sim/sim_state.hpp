@@ -55,14 +55,25 @@ struct SimDriver::State {
   /// Whether every byte of an accessible range is known to be `byte`.
   [[nodiscard]] bool is_known_as(std::uint8_t byte, const void* address, std::size_t bytes);
 
-  /// Whether a range is accessible and nothing in it is being scrubbed; or the contract is broken.
+  /// Whether a range is accessible and nothing in it is being scrubbed or to be zeroed; or the
+  /// contract is broken.
   [[nodiscard]] Status check_settled(const char* call, const void* address, std::size_t bytes);
 
-  /// Every scrub that is under way has filled its range.
-  void finish_scrubs();
+  /// Whether a range is accessible and nothing in it is being scrubbed; or the contract is broken.
+  [[nodiscard]] Status check_not_scrubbed(const char* call, const void* address, std::size_t bytes);
+
+  /// Whether no stream is to zero any of a range; or the contract is broken.
+  [[nodiscard]] Status check_not_queued(const char* call, const void* address, std::size_t bytes);
+
+  /// Every one of these fills has happened.
+  void finish(std::vector<Snapshot::Scrub>& fills);
+  void finish_scrubs() { finish(scrubs); }
 
   /// Counts a refusal of the caller's arguments as a violation; returns its argument.
   Status judge(Status status);
+
+  [[nodiscard]] static bool meets(const std::vector<Snapshot::Scrub>& fills, const void* address,
+                                  std::size_t bytes);
 
   const Options options;
   const LastError error{};
@@ -72,6 +83,8 @@ struct SimDriver::State {
   std::map<std::uint64_t, KnownBytes> known;
   // Until waited for.
   std::vector<Snapshot::Scrub> scrubs;
+  // Until run.
+  std::vector<Snapshot::Scrub> queued_zeroes;
   std::size_t capacity;
   std::array<Latency, kCalls> latencies{};
   std::array<std::uint64_t, kCalls> counts{};
