@@ -20,7 +20,7 @@ import tiny_kinds
 import tiny_model
 from comparison import assert_same
 from engine import Scenario
-from kinds import CROWD, NOT_SERVED, Case, Run
+from kinds import CROWD, NOT_SERVED, TIDE, Case, Run
 
 pytestmark = pytest.mark.kinds
 
@@ -157,6 +157,34 @@ def test_a_connector_brings_back_what_it_stored(
     assert run.ours.result("stored_and_loaded")["blocks_after"]["live"] == 0
     assert elasticity.complaints(run.ours.log) == []
     note(run.case, run.said)
+
+
+def test_blocks_stay_while_the_offloading_connector_reads_them(run_both: RunBoth) -> None:
+    # vLLM's own way of copying wants a GPU.
+    wish = offload(
+        "OffloadingConnector",
+        cpu_bytes_to_use=1 << 28,
+        spec_name="SlowOffloading",
+        spec_module_path="slow_offloading",
+        offload_prompt_only=False,
+    )
+    stored = Scenario("stored_and_loaded")
+    run = run_both(
+        Case(
+            "KV connector: OffloadingConnector, copying by other means",
+            QWEN,
+            options=wish,
+            scenarios=(stored, CROWD, *TIDE),
+        )
+    )
+    expected, actual = (
+        side.result("stored_and_loaded")["rounds"] for side in (run.vanilla, run.ours)
+    )
+    for one, other in zip(expected, actual, strict=True):
+        assert_same(one["tokens"], other["tokens"])
+    # Nothing was left in the engine's own cache before the second round.
+    assert actual[0]["cached_tokens"] < actual[1]["cached_tokens"]
+    assert_same(*run.tokens(CROWD.name))
 
 
 def test_kv_events_tell_what_is_in_the_cache(

@@ -117,7 +117,8 @@ def connect(config: Any, name: str, **options: Any) -> None:
     config.kv_transfer_config = KVTransferConfig(kv_connector=name, kv_role="kv_both", **options)
 
 
-def in_background(config: Any) -> None:
+def in_background_on_a_gpu(config: Any) -> None:
+    config.parallel_config.worker_cls = "vllm.v1.worker.gpu_worker.Worker"
     connect(config, "OffloadingConnector")
 
 
@@ -163,7 +164,7 @@ def other_worker(config: Any) -> None:
 
 
 NOT_COVERED = [
-    (in_background, "the KV connector OffloadingConnector is not covered"),
+    (in_background_on_a_gpu, "the KV connector OffloadingConnector is not covered"),
     (over_the_network, "the KV connector NixlConnector is not covered"),
     (the_users_own, "the KV connector ExampleConnector is not covered"),
     (example_on_a_gpu, "the KV connector ExampleConnector is not covered"),

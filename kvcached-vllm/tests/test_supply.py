@@ -293,6 +293,24 @@ def test_the_gate_counts_what_can_still_be_granted(make_engine: Any) -> None:
     assert engine.supply.pool.num_usable == BLOCKS_PER_EXTENT, "a promise takes nothing"
 
 
+def test_what_is_left_to_others_need_only_be_grantable_and_is_asked_of_one(
+    make_engine: Any,
+) -> None:
+    engine: Engine = make_engine(num_blocks=256, limit_bytes=16 * EXTENT_BYTES)
+    free = 16 * BLOCKS_PER_EXTENT - 1
+    engine.supply.begin_step()
+    engine.supply.leave(free - 8)
+    there = engine.block_pool.get_num_free_blocks
+    assert 8 <= engine.supply.provide(8, "request", ()) <= there()
+    assert there() < free, "what others will take was not committed"
+    engine.supply.leave(free - 4)
+    assert engine.supply.provide(8, "request", ()) > there()
+    assert engine.supply.provide(8, "request", ()) == 8
+    engine.supply.leave(free)
+    engine.step()
+    assert engine.supply.provide(8, "request", ()) == 8
+
+
 def test_hits_that_are_free_cost_no_new_block(make_engine: Any) -> None:
     engine: Engine = make_engine(num_blocks=256)
     engine.supply.provide(12, "request", ())

@@ -138,6 +138,33 @@ TEST_F(ZeroInStepsTest, MemoryStaysUntilItsZeroingIsOverThoughNoStepUsedIt) {
   EXPECT_EQ(turn(1), ExtentState::absent);
 }
 
+TEST_F(ZeroInStepsTest, AStepThatWasPlannedBeforeTheReleaseAndBeginsAfterItFindsZeroes) {
+  start();
+  ASSERT_EQ(commit(1), ExtentState::committed);
+  ASSERT_EQ(release(1, 1), ExtentState::releasing);
+  EXPECT_TRUE(pager->zeroes_due());
+  ASSERT_EQ(zero(1), Status::ok);
+  driver.run_streams();
+  EXPECT_TRUE(is_zero(1));
+  finish(1);
+  EXPECT_EQ(turn(1), ExtentState::absent);
+}
+
+TEST_F(ZeroInStepsTest, WhatALaterStepHasQueuedStaysThoughTheFenceHasPassed) {
+  start();
+  finish(1);
+  ASSERT_EQ(commit(1), ExtentState::committed);
+  ASSERT_EQ(zero(2), Status::ok);
+  EXPECT_EQ(release(1, 1), ExtentState::releasing);
+  finish(2);
+  EXPECT_EQ(turn(1), ExtentState::absent);
+}
+
+TEST_F(ZeroInStepsTest, ThereIsNoStepZero) {
+  start();
+  EXPECT_EQ(zero(0), Status::invalid_argument);
+}
+
 TEST_F(ZeroInStepsTest, SoDoesWhatAnotherRankRefusedAndItPromisesNothing) {
   start();
   ASSERT_EQ(commit(1), ExtentState::committed);

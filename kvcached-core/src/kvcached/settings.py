@@ -140,7 +140,7 @@ class Settings(BaseSettings):
     zeroing: Zeroing = Field(
         default="pager",
         description="Who zeroes fresh memory of a GPU: the pager, beside the engine's steps, or "
-        "vLLM's steps themselves, on their own stream.",
+        "vLLM's steps themselves, on their own stream. SGLang's is the pager's to zero.",
     )
     ipc_name: Name = Field(
         default="", description="A name for this engine's entries in shared memory."

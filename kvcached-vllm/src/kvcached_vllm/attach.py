@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING
 
 from kvcached import settings as kvcached_settings
 from kvcached import shm
-from kvcached_vllm import NotElastic, engine, identity, installed_vllm, say_once, versions
+from kvcached_vllm import (
+    NotElastic,
+    connectors,
+    engine,
+    identity,
+    installed_vllm,
+    say_once,
+    versions,
+)
 from kvcached_vllm.cleanup import remove_rows_at_exit
 from kvcached_vllm.metrics import publish
 
@@ -24,12 +32,6 @@ _WORKERS = {
 _SLEEPERS = {"vllm.v1.worker.gpu_worker.Worker", _WORKERS["vllm.v1.worker.gpu_worker.Worker"]}
 _SCHEDULER = "kvcached_vllm.scheduler.ElasticScheduler"
 _ASYNC_SCHEDULER = "kvcached_vllm.scheduler.ElasticAsyncScheduler"
-# KV connectors that touch the blocks of a step's plan alone, and while that step runs. Others copy
-# in the background, and read blocks after vLLM has freed them (0.32 request_finished() in
-# kv_connector/v1/offloading/scheduler.py), or register all of the cache with a network card, which
-# needs memory everywhere. On a GPU this one writes into a reshaped copy where layers are laid
-# together (0.26).
-_CONNECTORS_ON_CPU = {"ExampleConnector"}
 _OURS = {_SCHEDULER, _ASYNC_SCHEDULER, *_WORKERS.values()}
 
 # Why configurations of this process stayed vanilla.
@@ -72,15 +74,8 @@ def vanilla_reason(vllm_config: VllmConfig) -> str | None:
         return f"the worker {worker} is not covered"
     if (reason := versions.device_reason(installed_vllm(), _device(vllm_config))) is not None:
         return reason
-    if vllm_config.kv_transfer_config is not None:
-        wish = vllm_config.kv_transfer_config
-        covered = _CONNECTORS_ON_CPU if _device(vllm_config) == "cpu" else ()
-        # A module of the user's may call its class as it likes.
-        if wish.kv_connector not in covered or wish.kv_connector_module_path:
-            return f"the KV connector {wish.kv_connector} is not covered"
-    # vLLM makes a connector of it, and only after a platform was asked.
-    if getattr(vllm_config.cache_config, "kv_offloading_size", None):
-        return "a KV connector for --kv-offloading-size is not covered"
+    if (reason := connectors.reason(vllm_config, _device(vllm_config))) is not None:
+        return reason
     if getattr(parallel, "nnodes", 1) > 1:
         return "an engine over several nodes is not covered"
     if parallel.distributed_executor_backend not in (None, "mp", "uni"):

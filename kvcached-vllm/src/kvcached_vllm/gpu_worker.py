@@ -180,7 +180,7 @@ class ElasticGPUWorker(ElasticWorker, Worker):  # type: ignore[misc]
     def wake_up(self, tags: list[str] | None = None) -> None:
         """vLLM's wake_up(), without zeroing the whole cache.
 
-        vLLM zeroes an fp8 cache because its memory is new. Ours is zeroed when it is committed,
+        vLLM zeroes an fp8 cache because its memory is new. Ours is zeroed before a step meets it,
         and what is not committed cannot be touched.
         """
         with self._cache_out_of_sight():

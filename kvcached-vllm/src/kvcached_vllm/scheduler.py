@@ -18,6 +18,7 @@ from kvcached.sizes import format_size
 from kvcached.telemetry.reporter import EventReporter
 from kvcached_vllm import NotElastic, engine, identity
 from kvcached_vllm.attach import settings
+from kvcached_vllm.connectors import TransferFence, transfer_fence
 from kvcached_vllm.coordinator import Coordinators, elastic_coordinator
 from kvcached_vllm.extent_layout import BlockIds, ids_of
 from kvcached_vllm.kv_layout import longest_request_blocks
@@ -69,6 +70,7 @@ class _Elastic:
     _memory: MemoryThread | None = None
     _lookahead: Lookahead | None = None
     """None where a running request may take more than a token in the next step."""
+    _transfers: TransferFence | None = None
     _ids: BlockIds
     _refills = False
     """Whether memory is ordered for many steps at once."""
@@ -80,6 +82,7 @@ class _Elastic:
         # while no step runs.
         self.memory_lock = threading.RLock()
         self._supply = self._attach()
+        self._transfers = transfer_fence(self)
         if self._supply is not None and self._supply.pool.has_leases:
             self._memory = self._start_memory_thread(self._supply)
 
@@ -181,10 +184,27 @@ class _Elastic:
             if self.waiting or not decoding:
                 to_admit, prompts = self._blocks_to_admit(), self._blocks_of_prompts()
             refill = steps.within(_STEPS_OF_REFILL) * groups if self._refills else 0
+            if self._transfers is not None:
+                self._transfers.planned(step)
             supply.end_step(to_admit + ahead, to_admit + refill, prompts)
             if output.total_num_scheduled_tokens == 0 and self._starved(supply):
                 supply.pause()
         return output
+
+    def _inflight_prefill_reserved_blocks(self) -> int:
+        """vLLM's count of the blocks that prompts under way still take, which a load from elsewhere
+        must leave to them. It is taken from what the load asks for, where it can be set against
+        what is still to be had."""
+        if self._supply is None:
+            return super()._inflight_prefill_reserved_blocks()  # type: ignore[misc,no-any-return]
+        manager, elastic = self.kv_cache_manager, self.kv_cache_manager.coordinator
+        manager.coordinator = self._coordinators.vanilla  # it asks how much, and takes nothing
+        try:
+            reserved: int = super()._inflight_prefill_reserved_blocks()  # type: ignore[misc]
+        finally:
+            manager.coordinator = elastic
+        self._supply.leave(reserved)
+        return 0
 
     def _foreseen(self, supply: BlockSupply) -> bool:
         """Whether all that this step can take is there: then nobody need be asked on the way."""
@@ -296,6 +316,8 @@ class _Elastic:
             )
             if self._supply is not None:
                 step = getattr(scheduler_output, STEP_ATTRIBUTE)
+                if self._transfers is not None:
+                    step = self._transfers.settled(step)
                 self._supply.finish_step(step, steps_follow=not self.idle)
                 self._note_idle()
         return result
@@ -325,6 +347,8 @@ class _Elastic:
     def reset_prefix_cache(self, *args: Any, **kwargs: Any) -> bool:
         """vLLM's reset_prefix_cache(): the blocks of dropped prefixes are free."""
         with self.memory_lock:
+            if self._transfers is not None:
+                self._transfers.reset()
             done: bool = super().reset_prefix_cache(*args, **kwargs)  # type: ignore[misc]
             if self._supply is not None and done:
                 self._supply.forget_prefixes()

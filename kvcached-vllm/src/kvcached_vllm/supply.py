@@ -57,6 +57,7 @@ class BlockSupply:
         self._watermark = watermark_blocks
         self._most_cached = _ALL if max_cached_blocks is None else max_cached_blocks
         self._step = 0
+        self._left = 0
         self._deadline = 0.0
         self._linger = engine.may_forget_late(block_pool)
         self._prefixes: Any = None
@@ -102,6 +103,7 @@ class BlockSupply:
         oldest running request; returns its number."""
         self._step += 1
         self.short = False
+        self._left = 0
         self.pool.keep(oldest)
         self._deadline = time.monotonic() + STEP_BUDGET
         self.pool.begin_step(self._step)
@@ -152,6 +154,10 @@ class BlockSupply:
         """Follows vLLM, which has dropped every prefix."""
         self._drop(self.pool.coldest(0))
 
+    def leave(self, blocks: int) -> None:
+        """Tells how many blocks whoever asks next has to leave to others, beside what it takes."""
+        self._left = blocks
+
     def promise(self, need: int) -> int:
         """See coordinator.Supplier."""
         if self.pool.denied_recently:
@@ -174,8 +180,10 @@ class BlockSupply:
             revived = sum(block.ref_cnt == 0 for group in hits for block in group)
             self._fetch(need - revived, self._patience(request_id))
             self.short |= need > self.pool.num_free
+        left, self._left = self._left, 0
+        # What others will take need not be committed yet, only grantable; nor need headroom.
+        need += max(0, left - self.pool.num_growable)
         if self._watermark and need <= self.pool.num_free:
-            # Headroom need not be committed, only grantable.
             return need - min(self._watermark, self.pool.num_growable)
         return need
 

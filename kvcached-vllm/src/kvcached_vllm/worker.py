@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import logging
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,8 @@ from kvcached_vllm.launches import LaunchMarks
 from kvcached_vllm.sanity import SanityError, StepCheck
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.kv_cache_interface import KVCacheConfig, KVCacheSpec
 
@@ -239,11 +242,12 @@ class ElasticWorker:
             self._check_step(self._check, scheduler_output)
         step = getattr(scheduler_output, "kvcached_step", 0)
         if self._marks is not None:
-            self._marks.begin(step)
+            self._begin_step(self._marks, step)
         output = super().execute_model(scheduler_output)  # type: ignore[misc]
         if self._marks is not None:
-            # Up to 0.10 a step samples by itself, and a rank may have nothing to answer.
-            alone = not hasattr(super(), "sample_tokens")
+            # Up to 0.10 a step samples by itself, and a rank may have nothing to answer. Where a
+            # model samples nothing, a pipeline's earlier stages answer nothing, too.
+            alone = not hasattr(super(), "sample_tokens") or self._pools
             if output is not None or alone or scheduler_output.total_num_scheduled_tokens == 0:
                 self._marks.mark(step)
             else:
@@ -251,16 +255,28 @@ class ElasticWorker:
         return output
 
     def _check_step(self, check: StepCheck, plan: SchedulerOutput) -> None:
-        try:
+        with self._failing_for_all():
             check.check(plan, getattr(plan, "kvcached_step", 0))
-        except SanityError as error:
-            parallel = self.vllm_config.parallel_config
-            if self.rank == output_rank(parallel):
+
+    def _begin_step(self, marks: LaunchMarks, step: int) -> None:
+        with self._failing_for_all():
+            marks.begin(step)
+
+    @contextlib.contextmanager
+    def _failing_for_all(self) -> Iterator[None]:
+        """Ends the process where a rank fails of whose failures vLLM's executor does not hear: they
+        are logged, and the engine would stand in the next collective until a time-out."""
+        try:
+            yield
+        except (SanityError, _C.Error) as error:
+            if self.rank == output_rank(self.vllm_config.parallel_config):
                 raise
-            # vLLM's executor hears of the failures of one rank. The others' are logged, and the
-            # engine would stand in the next collective until a time-out.
             _log.error("%s", error)
             raise SystemExit(1) from error
+
+    @property
+    def _pools(self) -> bool:
+        return getattr(self.vllm_config.model_config, "runner_type", None) == "pooling"
 
     def sample_tokens(self, grammar_output: Any) -> Any:
         """vLLM's sample_tokens(); the step is launched behind it."""

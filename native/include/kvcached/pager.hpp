@@ -55,8 +55,9 @@ struct PagerOptions {
 
 /// The native thread that makes one rank's row of the page table true.
 ///
-/// It is the only caller of the driver once start() has returned, chooses nothing, and answers
-/// every request: COMMITTED or DENIED for WANTED, ABSENT for RELEASING once the fence has passed.
+/// It is the only caller of the driver once start() has returned, zero() apart, chooses nothing,
+/// and answers every request: COMMITTED or DENIED for WANTED, ABSENT for RELEASING once the fence
+/// has passed.
 class Pager {
  public:
   Pager(std::unique_ptr<Driver> driver, Geometry geometry, PagerOptions options);
@@ -85,8 +86,8 @@ class Pager {
   [[nodiscard]] bool zeroes_due() const noexcept { return zeroes_.any(); }
 
   /// Queues the zeroing of all memory that waits for it on the stream on which step `step` is
-  /// launched next; launched() of that step, or a later one, follows. The worker's thread. `error`
-  /// says what the driver refused.
+  /// launched next; launched() of that step, or a later one, follows. The worker's thread. Steps
+  /// are above 0 and never go back. `error` says what was refused.
   [[nodiscard]] Status zero(std::uint64_t step, Stream stream, std::string* error);
 
   /// Tells that step `step` has been launched on this rank, and that `event` passes when the
@@ -153,8 +154,11 @@ class Pager {
   // Answers for the units of the run.
   void finish_run();
   void answer(Row::Request unit, Status status);
-  // Releases a unit once its fence has passed and no zeroing of it is under way.
   void plan_release(Row::Request unit);
+  // Drops the zeroing of a unit past its fence that no step has queued. Whether what one has queued
+  // may be under way; the unit then waits for that step, too.
+  [[nodiscard]] bool still_zeroed(Release* waiting, std::uint64_t over);
+  void note_passed(std::uint64_t step);
   void release(Row::Request unit);
   // Releases what is past its fence, for a while. Returns what is left: nothing, only what waits
   // for its fence, or more that could go at once.

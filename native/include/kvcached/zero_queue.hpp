@@ -35,8 +35,9 @@ class ZeroQueue {
   /// the driver refuses, part of it may be under way, and all of it waits as before.
   [[nodiscard]] Status queue(Stream stream, std::uint64_t step);
 
-  /// A unit is used no more. What waits of it is forgotten; returns the step ahead of which some
-  /// was queued, so that the memory has to stay until the device is done with that step, or 0.
+  /// No step that is still to begin uses a unit. What waits of it is forgotten; returns the step
+  /// ahead of which some was queued, so that the memory has to stay until the device is done with
+  /// that step, or 0.
   [[nodiscard]] std::uint64_t withdraw(std::uint32_t unit);
 
  private:

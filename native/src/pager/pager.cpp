@@ -109,12 +109,23 @@ void Pager::look_after_lease(Clock::time_point now) {
 }
 
 void Pager::launched(std::uint64_t step, Event event) {
-  if (launches_.add(step, event) && row_ != nullptr) {
-    row_->header().passed_step.store(step, std::memory_order_release);
+  if (launches_.add(step, event) && row_ != nullptr) note_passed(step);
+}
+
+// By two threads, the later step perhaps first.
+void Pager::note_passed(std::uint64_t step) {
+  std::atomic<std::uint64_t>& last = row_->header().passed_step;
+  std::uint64_t seen = last.load(std::memory_order_relaxed);
+  while (seen < step && !last.compare_exchange_weak(seen, step, std::memory_order_release,
+                                                    std::memory_order_relaxed)) {
   }
 }
 
 Status Pager::zero(std::uint64_t step, Stream stream, std::string* error) {
+  if (step == 0) {
+    *error = "zero() ahead of step 0, which is none";
+    return Status::invalid_argument;
+  }
   const Status status = zeroes_.queue(stream, step);
   if (status != Status::ok) *error = driver_->last_error();
   return status;
@@ -190,13 +201,15 @@ void Pager::serve_requests() {
 }
 
 void Pager::plan_release(Row::Request unit) {
-  const std::uint64_t zeroed_ahead_of = zeroes_.withdraw(unit.first);
   const std::uint64_t fence = row_->fence(unit.first).load(std::memory_order_acquire);
-  // A unit that never was usable gives nothing back that was not free before it was asked for, so
-  // that the refusal which undoes it stays worth remembering: no new capacity_epoch.
   if (fence != kNeverUsable) {
-    releases_.push_back({unit, std::max(fence, zeroed_ahead_of)});
-  } else if (zeroed_ahead_of > passed_step()) {
+    releases_.push_back({unit, fence});
+    return;
+  }
+  // It gives nothing back that was not free before it was asked for, so that the refusal which
+  // undoes it stays worth remembering: no new capacity_epoch.
+  const std::uint64_t zeroed_ahead_of = zeroes_.withdraw(unit.first);
+  if (zeroed_ahead_of > passed_step()) {
     releases_.push_back({unit, zeroed_ahead_of, false});
   } else {
     release(unit);
@@ -259,6 +272,13 @@ void Pager::answer(Row::Request unit, Status status) {
   set_states(unit, committed ? ExtentState::committed : ExtentState::denied);
 }
 
+// Not before the fence has passed: a step up to there may have been planned and not begun here, and
+// its blocks still wait for their zeroes.
+bool Pager::still_zeroed(Release* waiting, std::uint64_t over) {
+  waiting->fence = std::max(waiting->fence, zeroes_.withdraw(waiting->unit.first));
+  return waiting->fence > over;
+}
+
 void Pager::release(Row::Request unit) {
   RowHeader& header = row_->header();
   const auto begin = Clock::now();
@@ -272,24 +292,25 @@ void Pager::release(Row::Request unit) {
 Pager::Releases Pager::serve_releases(Clock::time_point until) {
   if (releases_.empty()) return Releases::none;
   RowHeader& header = row_->header();
-  if (const auto passed = launches_.retire(*driver_)) {
-    header.passed_step.store(*passed, std::memory_order_release);
-  }
+  if (const auto passed = launches_.retire(*driver_)) note_passed(*passed);
   const std::uint64_t over =
       std::min(header.processed_step.load(std::memory_order_acquire), passed_step());
   bool any = false;
   bool news = false;
   bool ready = false;
-  std::erase_if(releases_, [&](const Release& waiting) {
-    if (waiting.fence > over) return false;
+  auto left = releases_.begin();
+  for (Release& waiting : releases_) {
     // Looked at no more once the time is up: there may be thousands.
-    ready = ready || (any && Clock::now() >= until);
-    if (ready) return false;
+    ready = ready || (any && waiting.fence <= over && Clock::now() >= until);
+    if (ready || waiting.fence > over || still_zeroed(&waiting, over)) {
+      *left++ = waiting;
+      continue;
+    }
     release(waiting.unit);
     any = true;
     news = news || waiting.news;
-    return true;
-  });
+  }
+  releases_.erase(left, releases_.end());
   if (any) {
     publish();
     if (news) header.capacity_epoch.fetch_add(1, std::memory_order_release);
