@@ -66,13 +66,20 @@ def test_a_sliding_window_model_gets_the_same_tokens(
     assert elasticity.complaints(elastic.log) == []
 
 
-def test_embeddings_are_the_same(
-    model: Path, run_vanilla: Callable[..., Outcome], run_elastic: Callable[..., Outcome]
+@pytest.mark.parametrize("ranks", [{}, PIPELINE], ids=["alone", "pipeline"])
+def test_embeddings_are_the_same_and_their_memory_goes(
+    model: Path,
+    run_vanilla: Callable[..., Outcome],
+    run_elastic: Callable[..., Outcome],
+    ranks: dict[str, Any],
 ) -> None:
-    shape = {"runner": "pooling", "convert": "embed"}
-    vanilla, elastic = (
-        run(model, [Scenario("embed")], **shape) for run in (run_vanilla, run_elastic)
-    )
+    # Of a pipeline's stages the last one alone has something to answer, and none samples.
+    shape = {"runner": "pooling", "convert": "embed", **ranks}
+    alone, none = engine.IN_MANY_PROCESSES, {"KVCACHED_MAX_CACHED_TOKENS": "0"}
+    vanilla = run_vanilla(model, [Scenario("embed")], alone, **shape)
+    elastic = run_elastic(model, [Scenario("embed")], settings={**alone, **none}, **shape)
+    held = elastic.result("embed")["memory_one_second_later"]
+    assert held["resident"] < 4 << 20, "of some 30 MiB"
     pairs = zip(
         vanilla.result("embed")["embeddings"], elastic.result("embed")["embeddings"], strict=True
     )

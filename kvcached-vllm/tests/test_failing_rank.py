@@ -1,4 +1,4 @@
-"""A step that must not run stops the engine, whichever rank finds out."""
+"""A step that must not run, or cannot, stops the engine, whichever rank finds out."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from kvcached import _C
 from kvcached_vllm.sanity import SanityError
 from kvcached_vllm.worker import ElasticWorker, output_rank
 
@@ -16,6 +17,13 @@ class Refusing:
 
     def check(self, plan: Any, step: int) -> None:
         raise SanityError(step, "a block without memory")
+
+
+class Full:
+    """Marks of a pager whose device does not even zero memory any more."""
+
+    def begin(self, step: int) -> None:
+        raise _C.Error(f"zero_on: no step {step}")
 
 
 class Vanilla:
@@ -58,3 +66,14 @@ def test_another_rank_ends_its_process_and_with_it_the_engine(
 ) -> None:
     with pytest.raises(SystemExit):
         Worker(unheard, tensor, pipeline).execute_model(PLAN)
+
+
+@pytest.mark.parametrize(("rank", "raised"), [(0, _C.Error), (1, SystemExit)])
+def test_so_does_a_rank_that_cannot_zero_what_the_step_needs(
+    rank: int, raised: type[BaseException]
+) -> None:
+    worker = Worker(rank, 2, 1)
+    worker._check = None
+    worker._marks = Full()  # type: ignore[assignment]
+    with pytest.raises(raised):
+        worker.execute_model(PLAN)
