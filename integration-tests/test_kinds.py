@@ -42,8 +42,8 @@ def made(kind: tiny_kinds.TinyKind) -> Callable[[Path], Path]:
 
 _TILES = torch.cpu._is_amx_tile_supported()
 _WIDE_REGISTERS = torch.cpu._is_avx512_supported() or _TILES
-# With AMX vLLM's attention over latents takes no float32, and a bfloat16 engine for one request at a
-# time ends by an illegal instruction (0.32).
+# With AMX vLLM's attention over latents takes no float32, and a bfloat16 engine for one request at
+# a time ends by an illegal instruction (0.32).
 LATENTS: dict[str, Any] = {"dtype": "bfloat16", **ONE_BY_ONE} if _TILES else ONE_BY_ONE
 BFLOAT16: dict[str, Any] = {"dtype": "bfloat16", "max_num_seqs": 2 if _TILES else 1}
 # vLLM's kernels for these need AVX-512 or AMX.
