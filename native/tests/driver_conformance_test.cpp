@@ -7,6 +7,7 @@
 #include <memory>
 #include <ostream>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "cuda_device.hpp"
@@ -138,6 +139,7 @@ TEST_P(DriverConformance, RefusesEverythingBeforeProbe) {
   EXPECT_EQ(fresh->reserve(unit, &address), Status::invalid_argument);
   EXPECT_EQ(fresh->create(unit, &handle), Status::invalid_argument);
   EXPECT_EQ(fresh->wait_for_scrubs(), Status::invalid_argument);
+  EXPECT_EQ(fresh->zero_on({}, at(0), unit), Status::invalid_argument);
   EXPECT_EQ(fresh->memory_info(&info), Status::invalid_argument);
   EXPECT_EQ(fresh->event_passed(Event{}, &passed), Status::invalid_argument);
   EXPECT_NE(fresh->last_error().find("probe"), std::string::npos);
@@ -240,6 +242,21 @@ TEST_P(DriverConformance, ScrubsToZeroAndNothingElse) {
   if (GetParam().has_contents) fill(base, 3 * unit, 0xff);
   scrub(at(1), unit);
   if (!GetParam().has_contents) return;
+  EXPECT_TRUE(reads_as(at(0), unit, 0xff));
+  EXPECT_TRUE(reads_as(at(1), unit, 0));
+  EXPECT_TRUE(reads_as(at(2), unit, 0xff));
+}
+
+TEST_P(DriverConformance, ZeroesOnAStreamFromAnyThreadAndNothingElse) {
+  commit(0, 3);
+  if (GetParam().has_contents) fill(base, 3 * unit, 0xff);
+  Status status = Status::driver_error;
+  std::thread worker([&] { status = driver->zero_on({}, at(1), unit); });
+  worker.join();
+  ASSERT_EQ(status, Status::ok);
+  if (auto* const sim = dynamic_cast<SimDriver*>(driver.get())) sim->run_streams();
+  if (!GetParam().has_contents) return;
+  // On CUDA reads_as() comes behind it on the default stream.
   EXPECT_TRUE(reads_as(at(0), unit, 0xff));
   EXPECT_TRUE(reads_as(at(1), unit, 0));
   EXPECT_TRUE(reads_as(at(2), unit, 0xff));
