@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from kvcached_vllm.connectors import TransferFence
+from kvcached_vllm import NotElastic
+from kvcached_vllm.connectors import TransferFence, kinds_reason, transfer_fence
 
 
 @dataclass
@@ -74,6 +75,41 @@ class Engine:
         for request in (*self.reads.values(), *self.finished_req_ids):
             if request in self.freed_in:
                 assert self.freed_in[request] > self.settled, request
+
+
+class FullAttentionSpec:
+    """By its name."""
+
+
+class SlidingWindowSpec:
+    """By its name."""
+
+
+def wishing(name: str | None) -> Any:
+    """A configuration with this connector."""
+    return SimpleNamespace(kv_transfer_config=name and SimpleNamespace(kv_connector=name))
+
+
+def test_beside_windows_the_offloading_connector_is_not_covered() -> None:
+    kinds: Any = [FullAttentionSpec(), SlidingWindowSpec()]
+    offloading = wishing("OffloadingConnector")
+    assert kinds_reason(offloading, kinds[:1]) is None
+    assert kinds_reason(wishing(None), kinds) is None
+    assert kinds_reason(wishing("ExampleConnector"), kinds) is None
+    reason = kinds_reason(offloading, kinds)
+    assert reason == "the KV connector OffloadingConnector is not covered beside SlidingWindowSpec"
+
+
+def test_there_is_a_fence_for_the_offloading_connector_alone() -> None:
+    def scheduler(name: str | None, **connector: Any) -> Any:
+        return SimpleNamespace(vllm_config=wishing(name), connector=SimpleNamespace(**connector))
+
+    side = Connector()
+    assert transfer_fence(scheduler(None)) is None
+    assert transfer_fence(scheduler("ExampleConnector", connector_scheduler=side)) is None
+    assert transfer_fence(scheduler("OffloadingConnector", connector_scheduler=side)) is not None
+    with pytest.raises(NotElastic, match="does not say what it copies"):
+        transfer_fence(scheduler("OffloadingConnector"))
 
 
 def test_what_ends_in_a_step_stays_until_its_copy_is_done() -> None:

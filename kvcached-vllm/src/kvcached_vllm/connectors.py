@@ -3,7 +3,9 @@ background keep memory where it is.
 
 vLLM's offloading connector copies blocks of finished requests when vLLM has freed them already. It
 keeps a block that is handed out again from being written to before its copy is done, and nobody
-else knows of the copies: a block whose memory goes would be read where nothing is.
+else knows of the copies: a block whose memory goes would be read where nothing is. Of a window's
+blocks it may order the copy many steps after they were freed, so that it is covered beside full
+attention alone.
 """
 
 from __future__ import annotations
@@ -12,10 +14,13 @@ from collections import deque
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from kvcached_vllm import seam_checks, sources
+from kvcached_vllm import NotElastic, seam_checks, sources
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from vllm.config import VllmConfig
+    from vllm.v1.kv_cache_interface import KVCacheSpec
 
 # Touches the blocks of a step's plan alone, and while that step runs. On a GPU it writes into a
 # reshaped copy where layers are laid together (0.26).
@@ -42,32 +47,60 @@ def reason(vllm_config: VllmConfig, device: str) -> str | None:
     return f"the KV connector {name} is not covered"
 
 
+def kinds_reason(vllm_config: VllmConfig, specs: Iterable[KVCacheSpec]) -> str | None:
+    """Why the connector is not covered beside these layers' caches, or None."""
+    wish = vllm_config.kv_transfer_config
+    if wish is None or wish.kv_connector != _OFFLOADING:
+        return None
+    kinds = {type(spec).__name__ for spec in specs} - {"FullAttentionSpec"}
+    return f"the KV connector {_OFFLOADING} is not covered beside {min(kinds)}" if kinds else None
+
+
 @cache
 def _numbers_its_jobs() -> str | None:
-    """What is not as TransferFence wants it in the offloading connector, or None."""
+    """What is not as TransferFence wants it in the offloading connector, or None. The last of them
+    came with copies of no more of an aborted request than it had computed."""
     folder = "distributed/kv_transfer/kv_connector/v1"
-    return seam_checks.has(
-        f"{folder}/offloading/scheduler.py",
-        "OffloadingConnectorScheduler",
-        "_jobs",
-        "_job_counter",
-        has_pending_push_work=(),
-    )(sources.installed())
+    jobs = f"{folder}/offloading/scheduler.py"
+    checks = (
+        seam_checks.has(
+            f"{folder}/offloading_connector.py", "OffloadingConnector", "connector_scheduler"
+        ),
+        seam_checks.has(
+            jobs,
+            "OffloadingConnectorScheduler",
+            *("_jobs", "_job_counter"),
+            has_pending_push_work=(),
+        ),
+        seam_checks.has(jobs, "TransferJobStatus", "is_store"),
+        seam_checks.has(jobs, "RequestOffloadState", "finished_signaled"),
+    )
+    found = sources.installed()
+    return next((wrong for check in checks if (wrong := check(found)) is not None), None)
 
 
 def transfer_fence(scheduler: Any) -> TransferFence | None:
-    """For a scheduler with the offloading connector."""
-    side = getattr(getattr(scheduler, "connector", None), "connector_scheduler", None)
-    return None if side is None else TransferFence(scheduler, side)
+    """For an elastic scheduler with the offloading connector. Raises NotElastic where that is not
+    what it was known to be."""
+    wish = scheduler.vllm_config.kv_transfer_config
+    if wish is None or wish.kv_connector != _OFFLOADING:
+        return None
+    side = getattr(scheduler.connector, "connector_scheduler", None)
+    if side is None:
+        raise NotElastic(
+            f"kvcached: {_OFFLOADING} does not say what it copies; start with ENABLE_KVCACHED=false"
+        )
+    return TransferFence(scheduler, side)
 
 
 class TransferFence:
     """Until which step what was freed may go, while copies in the background read it.
 
-    A copy of a finished request's blocks is ordered by the plan of the step after it finished. So
-    one that is ordered by step j reads nothing that was freed before step j - 1, and what is freed
-    in step s may be copied until the plan of s + 1 is made and all copies ordered up to there are
-    done. The connector numbers its jobs in their order, and forgets those that are done.
+    Of full attention, whose blocks are freed when their request ends or is preempted. A copy of a
+    finished request's blocks is ordered by the plan of the step after it finished. So one that is
+    ordered by step j reads nothing that was freed before step j - 1, and what is freed in step s
+    may be copied until the plan of s + 1 is made and all copies ordered up to there are done. The
+    connector numbers its jobs in their order, and forgets those that are done.
     """
 
     def __init__(self, scheduler: Any, side: Any) -> None:

@@ -179,8 +179,10 @@ def most_requests(scheduler: Any) -> int:
 
 
 def anybody_waits(scheduler: Any) -> bool:
-    """Whether a request waits; 0.20 to 0.30 keep those that had to be passed over apart."""
-    return bool(scheduler.waiting) or bool(getattr(scheduler, "skipped_waiting", None))
+    """Whether a request waits. 0.20 to 0.30 keep those that had to be passed over apart, and 0.32
+    those that have blocks already, such as one whose prefix is being loaded."""
+    apart = ("skipped_waiting", "kv_holding_waiting")
+    return bool(scheduler.waiting) or any(getattr(scheduler, name, None) for name in apart)
 
 
 def asynchronous_scheduler() -> type[Any]:

@@ -82,7 +82,8 @@ class _Elastic:
         # while no step runs.
         self.memory_lock = threading.RLock()
         self._supply = self._attach()
-        self._transfers = transfer_fence(self)
+        if self._supply is not None:
+            self._transfers = transfer_fence(self)
         if self._supply is not None and self._supply.pool.has_leases:
             self._memory = self._start_memory_thread(self._supply)
 

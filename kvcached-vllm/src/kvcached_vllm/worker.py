@@ -12,7 +12,7 @@ import torch
 
 from kvcached import _C, hooks, shm
 from kvcached.sizes import format_size
-from kvcached_vllm import NotElastic, engine, identity, say_once, scales
+from kvcached_vllm import NotElastic, connectors, engine, identity, say_once, scales
 from kvcached_vllm.allocation import RegionForZeros
 from kvcached_vllm.attach import settings
 from kvcached_vllm.kv_layout import (
@@ -114,7 +114,13 @@ class ElasticWorker:
             self._parts = parts
         else:
             self._stay_vanilla("where this attention keeps keys and values is not covered")
-        if (reason := scales.reason(self.vllm_config, specs)) is not None:
+        reason = (
+            scales.reason(self.vllm_config, specs)
+            # Once more: who names our classes explicitly was never asked.
+            or connectors.reason(self.vllm_config, self._device.type)
+            or connectors.kinds_reason(self.vllm_config, specs.values())
+        )
+        if reason is not None:
             self._stay_vanilla(reason)
 
     def _look_at_kinds(self) -> dict[str, KVCacheSpec]:
