@@ -15,7 +15,7 @@ import nox
 sys.path.insert(0, str(Path(__file__).parent))  # `nox` by itself does not look here
 
 from sessions import matrix, native, publishing, sglang, vllm
-from sessions.builds import BUILD, ROOT, wheels
+from sessions.builds import BUILD, ROOT, install, wheels
 from sessions.environments import vllm_environment
 
 __all__ = ["matrix", "native", "publishing", "sglang", "vllm"]  # nox takes them from there
@@ -105,7 +105,7 @@ def reference(session: nox.Session) -> None:
     """Regenerates docs/reference/settings.md and docs/metrics.md from the code, and the tables of
     docs/compatibility.md from the results of the matrix and of `vllm-kinds`."""
     core, *engines = wheels(session, "vllm", "sglang")
-    session.install(f"{core}[telemetry]", *engines)
+    install(session, [f"{core}[telemetry]", *engines])
     session.run("python", "-m", "tools.settings_reference", "docs/reference/settings.md")
     session.run("python", "-m", "tools.metrics_reference", "docs/metrics.md")
     session.run("python", "-m", "tools.compatibility_page", "docs/compatibility.md")
