@@ -47,8 +47,8 @@ def sglang_environment(session: nox.Session, version: str) -> None:
 def removed_afterwards(session: nox.Session, *, only_in_ci: bool = False) -> Iterator[None]:
     """Removes the session's environment when its commands have run, passed or failed.
 
-    Environments of engines with a CUDA build of PyTorch take 5 to 7 GB; a few of them fill the disk
-    of a runner. `only_in_ci` keeps the environment where CI is not set, for the next run there.
+    An engine with a CUDA build of PyTorch takes several GB; a few of them fill the disk of a
+    runner. `only_in_ci` keeps the environment where CI is not set, for the next run there.
     """
     try:
         yield

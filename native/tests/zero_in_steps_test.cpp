@@ -5,7 +5,7 @@
 #include <chrono>
 #include <memory>
 #include <string>
-#include <thread>
+#include <vector>
 
 #include "borrowed_driver.hpp"
 #include "kvcached/pager.hpp"
@@ -71,7 +71,6 @@ class ZeroInStepsTest : public testing::Test {
     return static_cast<char*>(pager->backing().region(0)) + extent * block_bytes_;
   }
   bool is_zero(std::uint32_t extent) { return driver.reads_as_zero(at(extent), block_bytes_); }
-  std::uint64_t unmaps() { return driver.calls(Call::unmap); }
 
   TemporaryDirectory directory;
   SimDriver driver{{.granularity = kGranule}};
@@ -138,6 +137,17 @@ TEST_F(ZeroInStepsTest, MemoryStaysUntilItsZeroingIsOverThoughNoStepUsedIt) {
   EXPECT_EQ(turn(1), ExtentState::absent);
 }
 
+TEST_F(ZeroInStepsTest, SoDoesWhatAnotherRankRefusedAndItPromisesNothing) {
+  start();
+  ASSERT_EQ(commit(1), ExtentState::committed);
+  ASSERT_EQ(zero(4), Status::ok);
+  const std::uint32_t epoch = scheduler->header().capacity_epoch;
+  EXPECT_EQ(release(1, kNeverUsable), ExtentState::releasing);
+  finish(4);
+  EXPECT_EQ(turn(1), ExtentState::absent);
+  EXPECT_EQ(scheduler->header().capacity_epoch, epoch);
+}
+
 TEST_F(ZeroInStepsTest, AStepThatWasPlannedBeforeTheReleaseAndBeginsAfterItFindsZeroes) {
   start();
   ASSERT_EQ(commit(1), ExtentState::committed);
@@ -163,17 +173,6 @@ TEST_F(ZeroInStepsTest, WhatALaterStepHasQueuedStaysThoughTheFenceHasPassed) {
 TEST_F(ZeroInStepsTest, ThereIsNoStepZero) {
   start();
   EXPECT_EQ(zero(0), Status::invalid_argument);
-}
-
-TEST_F(ZeroInStepsTest, SoDoesWhatAnotherRankRefusedAndItPromisesNothing) {
-  start();
-  ASSERT_EQ(commit(1), ExtentState::committed);
-  ASSERT_EQ(zero(4), Status::ok);
-  const std::uint32_t epoch = scheduler->header().capacity_epoch;
-  EXPECT_EQ(release(1, kNeverUsable), ExtentState::releasing);
-  finish(4);
-  EXPECT_EQ(turn(1), ExtentState::absent);
-  EXPECT_EQ(scheduler->header().capacity_epoch, epoch);
 }
 
 TEST_F(ZeroInStepsTest, WhatComesAgainIsZeroedAgain) {

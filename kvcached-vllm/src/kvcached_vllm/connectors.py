@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 # Touches the blocks of a step's plan alone, and while that step runs. On a GPU it writes into a
 # reshaped copy where layers are laid together (0.26).
 _EXAMPLE = "ExampleConnector"
-# Others work like it, or register all of the cache with a network card, which needs memory
-# everywhere.
+# Copies in the background. Connectors that are not covered do so in ways of their own, or register
+# all of the cache with a network card, which needs memory everywhere.
 _OFFLOADING = "OffloadingConnector"
 
 

@@ -16,7 +16,7 @@ from kvcached import _C
 from kvcached.policy import PolicyRunner
 from kvcached.sizes import format_size
 from kvcached.telemetry.reporter import EventReporter
-from kvcached_vllm import NotElastic, engine, identity
+from kvcached_vllm import NotElastic, engine, identity, start_lines
 from kvcached_vllm.attach import settings
 from kvcached_vllm.connectors import TransferFence, transfer_fence
 from kvcached_vllm.coordinator import Coordinators, elastic_coordinator
@@ -128,8 +128,8 @@ class _Elastic:
             vanilla=manager.coordinator,
             elastic=elastic_coordinator(manager.coordinator, supply),
         )
-        _log.info(_describe(facts, self.block_size, world, wanted.sanity_check))
-        _log.info(_describe_lease(facts))
+        _log.info(start_lines.cache(facts, self.block_size, world, wanted.sanity_check))
+        _log.info(start_lines.lease(facts))
         return supply
 
     def _start_memory_thread(self, supply: BlockSupply) -> MemoryThread:
@@ -415,34 +415,6 @@ def _limit_blocks(facts: RowDescription) -> int:
 def _blocks_of_tokens(config: Any, tokens: int) -> int:
     """Blocks that so many tokens of finished prefixes take, in every KV cache group one of each."""
     return sum(tokens // group.kv_cache_spec.block_size for group in config.kv_cache_groups)
-
-
-def _describe(facts: RowDescription, block_size: int, world: int, sanity_check: bool) -> str:
-    ranks = f", {world} ranks" if world > 1 else ""
-    tokens = (facts["num_blocks"] - 1) * block_size
-    return (
-        f"kvcached: elastic KV cache: virtual {format_size(facts['virtual_bytes'])} "
-        f"({tokens:,} tokens in {facts['num_blocks']:,} blocks of {block_size}), "
-        f"limit {format_size(facts['limit_bytes'])}, "
-        f"extent {format_size(facts['extent_bytes'])} ({facts['blocks_per_extent']} blocks), "
-        f"layout {facts['layout']}, driver {facts['driver']}{ranks}"
-        f"{', sanity check on' if sanity_check else ''}"
-    )
-
-
-def _describe_lease(facts: RowDescription) -> str:
-    device = _C.Ledger.open(facts["ledger"]).describe()
-    lease = next(found for found in device["leases"] if found["slot"] == facts["lease_slot"])
-    floor = format_size(lease["floor_bytes"])
-    if lease["floor_is_default"]:
-        # Which of the two it was cut to.
-        whole = lease["floor_bytes"] < device["capacity_bytes"] // len(device["leases"])
-        floor += " (one longest request)" if whole else " (an equal share of the device)"
-    return (
-        f"kvcached: lease on {device['device']}: {lease['group']}/{lease['instance']}, floor "
-        f"{floor}, weight {lease['weight']:g}; {format_size(device['used_bytes'])} of "
-        f"{format_size(device['capacity_bytes'])} in use by {len(device['leases'])} leases"
-    )
 
 
 class ElasticScheduler(_Elastic, Scheduler):  # type: ignore[misc]
