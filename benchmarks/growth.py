@@ -7,7 +7,9 @@
   drain    what large handles pin: memory held over memory live while 256 requests become 16
 
 `--parts` names some of them. What a pager grows by is zeroed where the driver does not promise
-zeros (on CUDA); the bare calls zero nothing.
+zeros (on CUDA), and growth lasts until it is; the bare calls zero nothing. With `--zeroing steps`
+the cycles' memory is zeroed as vLLM's steps do it, on a stream of the engine; otherwise by the
+pager.
 """
 
 from __future__ import annotations
@@ -67,8 +69,12 @@ class _Block:
 class _Cache:
     """An engine whose cache fills and empties."""
 
-    def __init__(self, engine: pagers.Engine, units: Units) -> None:
+    def __init__(
+        self, engine: pagers.Engine, units: Units, device_done: Callable[[], None] | None
+    ) -> None:
+        """`device_done`: waits for the device, where steps zero; None where the pager does."""
         self._engine = engine
+        self._device_done = device_done
         self._steps = FILLING_STEPS if units.fills else 1
         blocks = [_Block(index) for index in range(engine.pool.num_blocks)]
         self._queue = _C.BlockQueue(engine.pool, blocks)
@@ -84,8 +90,14 @@ class _Cache:
                 continue
             began = time.perf_counter()
             self._engine.grow(extents)
+            if self._device_done is not None:
+                self._engine.step_zeroes()
             spent += time.perf_counter() - began
             self._taken += self._queue.popleft_n(self._engine.pool.num_unhashed)
+        if self._device_done is not None:
+            began = time.perf_counter()
+            self._device_done()
+            spent += time.perf_counter() - began
         return spent
 
     def release(self) -> float:
@@ -101,7 +113,17 @@ class _Cache:
         return [count * self._engine.plan.extent_bytes for _, count in self._engine.pool.units()]
 
 
-def measure_cycles(report: Report, kind: str, gib: float, rounds: int, units: Units) -> None:
+def _waits_for_device(kind: str) -> Callable[[], None]:
+    if kind != "cuda":
+        return lambda: None
+    import torch  # which nothing else here needs
+
+    return torch.cuda.synchronize
+
+
+def measure_cycles(
+    report: Report, kind: str, gib: float, rounds: int, in_steps: bool, units: Units
+) -> None:
     """Adds the rows of growth and release over the bare calls."""
     calls = pagers.bare_calls(kind)
     extents = max(1, int(gib * 1024) * MIB // units.extent_bytes)
@@ -112,10 +134,15 @@ def measure_cycles(report: Report, kind: str, gib: float, rounds: int, units: Un
     with (
         scratch.directory() as directory,
         pagers.engine(
-            kind, units.shape, extents, directory, max_handle_bytes=units.max_handle
+            kind,
+            units.shape,
+            extents,
+            directory,
+            max_handle_bytes=units.max_handle,
+            zero_in_steps=in_steps,
         ) as engine,
     ):
-        cache = _Cache(engine, units)
+        cache = _Cache(engine, units, _waits_for_device(kind) if in_steps else None)
 
         def paged() -> None:
             nonlocal sizes
@@ -157,7 +184,10 @@ def measure(report: Report, options: argparse.Namespace) -> None:
     """Adds the rows of every part asked for. What cannot be measured costs its own rows alone."""
     parts: list[tuple[str, Callable[[], None]]] = []
     if "cycles" in options.parts:
-        cycles = partial(measure_cycles, report, options.driver, options.gib, options.rounds)
+        in_steps = options.zeroing == "steps"
+        cycles = partial(
+            measure_cycles, report, options.driver, options.gib, options.rounds, in_steps
+        )
         parts += [(units.name, partial(cycles, units)) for units in UNITS]
     if "moves" in options.parts:
         parts += [
@@ -197,6 +227,7 @@ def main() -> int:
     moved = [units.name for units in MOVED]
     parser.add_argument("--moved", nargs="+", choices=moved, default=moved, help="which cuts")
     parser.add_argument("--seeds", type=int, default=5, help="of the drain")
+    parser.add_argument("--zeroing", choices=("pager", "steps"), default="pager")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     options = parser.parse_args()
     options.gib = options.gib or (10.0 if options.driver == "cuda" else 0.5)

@@ -49,7 +49,7 @@ BAD = [
     ("KVCACHED_LOG_FORMAT", "xml", "text or json"),
     ("KVCACHED_SHM_GROUP", "a/b", "letters, digits"),
     ("KVCACHED_SANITY_CHECK", "thorough", "true or false"),
-    ("KVCACHED_ZEROING", "never", "pager or steps"),
+    ("KVCACHED_ZEROING", "never", "auto, pager or steps"),
     ("KVCACHED_LIMIT", "much", "4GiB"),
     ("KVCACHED_LIMIT", "-5", "4GiB"),
     ("KVCACHED_LIMIT", "5X", "4GiB"),

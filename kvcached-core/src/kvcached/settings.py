@@ -60,7 +60,9 @@ Layout = Annotated[
     Allowed("auto, extent, block or layer"),
 ]
 Zeroing = Annotated[
-    Literal["pager", "steps"], BeforeValidator(_stripped), Allowed("pager or steps")
+    Literal["auto", "pager", "steps"],
+    BeforeValidator(_stripped),
+    Allowed("auto, pager or steps"),
 ]
 LogFormat = Annotated[Literal["text", "json"], BeforeValidator(_stripped), Allowed("text or json")]
 LogLevel = Annotated[
@@ -138,9 +140,10 @@ class Settings(BaseSettings):
         default="auto", description="How the cache is laid out, where the engine leaves a choice."
     )
     zeroing: Zeroing = Field(
-        default="pager",
+        default="auto",
         description="Who zeroes fresh memory of a GPU: the pager, beside the engine's steps, or "
-        "vLLM's steps themselves, on their own stream. SGLang's is the pager's to zero.",
+        "vLLM's steps themselves, on their own stream. auto is steps where nothing else writes to "
+        "the cache beside them. SGLang's is the pager's to zero.",
     )
     ipc_name: Name = Field(
         default="", description="A name for this engine's entries in shared memory."

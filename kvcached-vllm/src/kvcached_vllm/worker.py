@@ -199,7 +199,7 @@ class ElasticWorker:
             shared=bool(wanted.shm_group),
             terms=self._terms(placed, limit, self._driver.granularity),
             sanity_check=wanted.sanity_check,
-            zero_in_steps=wanted.zeroing == "steps" and self._writes_in_steps(),
+            zero_in_steps=wanted.zeroing != "pager" and self._writes_in_steps(),
         )
         self._driver = None  # the pager's now
         try:
@@ -210,7 +210,7 @@ class ElasticWorker:
 
     def _writes_in_steps(self) -> bool:
         reason = engine.writes_beside_steps(self.vllm_config)
-        if reason is not None:
+        if reason is not None and settings().zeroing == "steps":
             say_once(
                 f"kvcached: KVCACHED_ZEROING=steps is not for {reason}; the pager zeroes memory"
             )
