@@ -66,8 +66,6 @@ class Engine:
     """Extents beside the pinned one."""
     pager_thread: int | None
     """The pager's thread id, where it is in this process."""
-    steps: int = 0
-    """So many were taken by step_zeroes()."""
 
     def counters(self) -> dict[str, Any]:
         return dict(self.row.describe())
@@ -77,17 +75,6 @@ class Engine:
         blocks = self.pool.num_unhashed + extents * self.plan.blocks_per_extent
         if not self.pool.ensure(blocks, PATIENCE):
             raise Slow(f"{extents} extents were not granted")
-
-    def step_zeroes(self) -> None:
-        """What a worker whose steps zero memory does ahead of one; the step itself is over at once,
-        the device may not be done with the zeroes."""
-        assert self.pager is not None
-        self.steps += 1
-        self.pool.begin_step(self.steps)
-        if self.pager.zeroes_due:
-            self.pager.zero(self.steps)
-        self.pager.launched(self.steps)
-        self.pool.processed(self.steps)
 
     def release_all(self) -> None:
         """Gives back everything that is not pinned, and waits until it is unmapped."""
@@ -124,19 +111,10 @@ def serve(pager: _C.Pager, door: Connection) -> None:
     pager.stop()
 
 
-def _pager(
-    kind: str,
-    shape: Shape,
-    extents: int,
-    path: str,
-    max_handle_bytes: int = 0,
-    zero_in_steps: bool = False,
-) -> _C.Pager:
+def _pager(kind: str, shape: Shape, extents: int, path: str, max_handle_bytes: int = 0) -> _C.Pager:
     driver = driver_of(kind)
     geometry = plan_of(shape, driver).geometry(extents + 1)
-    return _C.Pager(
-        driver, geometry, path, max_handle_bytes=max_handle_bytes, zero_in_steps=zero_in_steps
-    )
+    return _C.Pager(driver, geometry, path, max_handle_bytes=max_handle_bytes)
 
 
 def _serve(kind: str, shape: Shape, extents: int, path: str, door: Connection) -> None:
@@ -151,11 +129,10 @@ def engine(
     directory: Path,
     apart: bool = False,
     max_handle_bytes: int = 0,
-    zero_in_steps: bool = False,
 ) -> Iterator[Engine]:
     """An engine without slack over a fresh pager; `apart` puts the pager in another process, as
     vLLM's worker is. `max_handle_bytes` bounds the handles of a pager in this one; 0: what the
-    driver finds useful. `zero_in_steps` leaves such a pager's zeroes to step_zeroes()."""
+    driver finds useful."""
     path = str(directory / "engine.row")
     plan = plan_of(shape, driver_of(kind))
     pager: _C.Pager | None = None
@@ -171,7 +148,7 @@ def engine(
             ours.recv()
         else:
             before = _pager_threads()
-            pager = _pager(kind, shape, extents, path, max_handle_bytes, zero_in_steps)
+            pager = _pager(kind, shape, extents, path, max_handle_bytes)
             pager.start()
             deadline = time.monotonic() + PATIENCE
             while not (new := _pager_threads() - before):

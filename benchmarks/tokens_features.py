@@ -71,8 +71,15 @@ FEATURES: dict[str, Feature] = {
         }
     ),
     "fp8": Feature({**_GRAPHS, "kv_cache_dtype": "fp8"}),
-    # Triton's attention stops with it: vLLM 0.26 quantises its queries, and to e4m3 alone.
-    "fp8 e5m2": Feature({**_FLASHINFER, "kv_cache_dtype": "fp8_e5m2"}),
+    # vLLM 0.26 quantises queries, and to e4m3 alone, with which Triton's attention and FlashInfer
+    # stop; FlashInfer's it can be told to leave.
+    "fp8 e5m2": Feature(
+        {
+            **_FLASHINFER,
+            "kv_cache_dtype": "fp8_e5m2",
+            "attention_config": {"disable_flashinfer_q_quantization": True},
+        }
+    ),
     # Which only Triton's attention reads.
     "fp8 per token and head": Feature({**_TRITON, "kv_cache_dtype": "fp8_per_token_head"}),
     "int8 per token and head": Feature({**_TRITON, "kv_cache_dtype": "int8_per_token_head"}),

@@ -34,6 +34,9 @@ _WIDE_MEMORY = {(8, 0), (9, 0), (10, 0), (10, 3)}
 _FINDS_PAGES_BY_ID = {"FLASH_ATTN", "FLASHINFER", "TRITON_ATTN"}
 #: Of the device's memory, so little that vLLM's look at what is free never fails.
 _HARDLY_ANY = 0.001
+#: How vLLM's sleep() says that the device has less free memory than before, the last thing that it
+#: looks at (0.26 v1/worker/gpu_worker.py, Worker.sleep).
+_NOTHING_FREED = "Memory usage increased after sleeping."
 
 
 class ElasticGPUWorker(ElasticWorker, Worker):  # type: ignore[misc]
@@ -47,6 +50,7 @@ class ElasticGPUWorker(ElasticWorker, Worker):  # type: ignore[misc]
     requested_memory: int
 
     _warming_up = False
+    _weights_asleep = False
     _peak_bytes = 0
     _working: WorkingMemory | None = None
 
@@ -172,19 +176,45 @@ class ElasticGPUWorker(ElasticWorker, Worker):  # type: ignore[misc]
         return super().execute_model(scheduler_output)
 
     def sleep(self, level: int = 1) -> None:
-        """vLLM's sleep(). The cache needs none of it: the scheduler has emptied it before."""
+        """vLLM's sleep(). The cache needs none of it: the scheduler has emptied it before.
+
+        vLLM fails where less of the whole device is free than before. A neighbour who has grown
+        meanwhile is no reason to: that is what the memory was given back for.
+        """
         if self._working is not None:
             self._working.release()
-        super().sleep(level)
+        self._weights_asleep = True
+        try:
+            super().sleep(level)
+        except AssertionError as error:
+            if self._pager is None or str(error) != _NOTHING_FREED:
+                raise
+            _log.warning(
+                "kvcached: this engine sleeps at level %d; others took more of the device "
+                "meanwhile than it freed",
+                level,
+            )
 
     def wake_up(self, tags: list[str] | None = None) -> None:
         """vLLM's wake_up(), without zeroing the whole cache.
 
         vLLM zeroes an fp8 cache because its memory is new. Ours is zeroed before a step meets it,
-        and what is not committed cannot be touched.
+        and what is not committed cannot be touched. Weights come back once neighbours, who may have
+        grown since, have made room for them: vLLM takes them piece by piece, and half of them would
+        be the end of the engine.
         """
-        with self._cache_out_of_sight():
+        with self._cache_out_of_sight(), self._room_to_wake(tags):
             super().wake_up(tags)
+
+    @contextlib.contextmanager
+    def _room_to_wake(self, tags: list[str] | None) -> Iterator[None]:
+        weights = self._weights_asleep and (tags is None or "weights" in tags)
+        if not weights or self._working is None:
+            yield
+            return
+        with self._working.room_for(int(self.model_runner.model_memory_usage), "wake-up"):
+            yield
+        self._weights_asleep = False
 
     @contextlib.contextmanager
     def _cache_out_of_sight(self) -> Iterator[None]:

@@ -9,6 +9,7 @@ is there. An idle engine gives it back.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import logging
 import threading
 import time
@@ -19,6 +20,8 @@ import torch
 from kvcached.device_room import take_when_there_is_room
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from kvcached import _C
 
 _log = logging.getLogger("vllm.kvcached")
@@ -31,6 +34,10 @@ IDLE_AFTER = 0.5
 _MARGIN = 1.1
 #: The thread that gives back ends within this, where the device is not stuck; in seconds.
 _END_WITHIN = 10.0
+
+
+class _Full(Exception):
+    """The device has no room yet."""
 
 
 class Launches(Protocol):
@@ -83,6 +90,20 @@ class WorkingMemory:
         with self._lock:
             self._give_back()
 
+    @contextlib.contextmanager
+    def room_for(self, size: int, work: str) -> Iterator[None]:
+        """Entered once the device has room for `size` bytes that this process is about to take for
+        good: neighbours' caches give way. Where they have not within two minutes, it is entered
+        all the same, and what follows fails as it would without kvcached. `work`: for the log."""
+        with self._lock:
+            own = 0 if self._held else self._bytes
+            self._pager.reserve(own + size)
+            try:
+                take_when_there_is_room(lambda: self._look_for(size), _Full, size, work, _log)
+                yield
+            finally:
+                self._pager.reserve(own)
+
     def stop(self) -> None:
         """Ends the thread; returns when it has ended, or stands behind a stuck device."""
         atexit.unregister(self.stop)
@@ -96,6 +117,10 @@ class WorkingMemory:
         full = torch.cuda.OutOfMemoryError
         if take_when_there_is_room(self._fill_allocator, full, self._bytes, "step", _log):
             self._pager.reserve(0)
+
+    def _look_for(self, size: int) -> None:
+        if torch.cuda.mem_get_info(self._device)[0] < size:
+            raise _Full
 
     def _fill_allocator(self) -> None:
         # Freed at once: PyTorch's allocator keeps it for the step.
