@@ -3,8 +3,10 @@ memory as long."""
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,12 +23,14 @@ class Pager:
         self.reserved: list[int] = []
         self.zeroes_due = False
         self.zeroed: list[int] = []
+        self.streams: list[int] = []
 
     def launched(self, step: int, event: int = 0) -> None:
         self.steps.append(step)
 
     def zero(self, step: int, stream: int = 0) -> None:
         self.zeroed.append(step)
+        self.streams.append(stream)
         self.zeroes_due = False
 
     def reserve(self, size: int) -> None:
@@ -74,6 +78,24 @@ def test_what_waits_for_zeroes_gets_them_ahead_of_the_step(pager: Pager) -> None
         assert pager.steps == list(range(1, step))
         marks.mark(step)
     assert pager.zeroed == [2]
+
+
+def test_a_step_stays_on_the_stream_that_zeroes_its_memory(
+    pager: Pager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """vLLM's current_stream() would move a thread that has set none, in the middle of a step."""
+    from vllm.utils import torch_utils
+
+    stream = SimpleNamespace(cuda_stream=42)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
+    # A thread of its own, as far as vLLM knows.
+    monkeypatch.setattr(torch_utils, "_current_stream_tls", threading.local())
+    monkeypatch.setattr(torch_utils, "prev_set_stream", lambda stream: None)
+    marks = LaunchMarks(pager, torch.device("cuda", 1))  # type: ignore[arg-type]
+    pager.zeroes_due = True
+    marks.begin(7)
+    assert pager.streams == [42]
+    assert torch_utils.current_stream() is stream
 
 
 def test_a_step_that_takes_long_keeps_its_working_memory(

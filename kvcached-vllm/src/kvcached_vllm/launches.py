@@ -12,6 +12,7 @@ class LaunchMarks:
 
     def __init__(self, pager: _C.Pager, device: torch.device) -> None:
         self._pager = pager
+        self._device = device
         self._on_device = device.type == "cuda"
         self._events: list[torch.cuda.Event] = []
         self._next = 0
@@ -30,8 +31,17 @@ class LaunchMarks:
         refuses that."""
         self._launching = True
         if self._pager.zeroes_due:
-            stream = torch.cuda.current_stream().cuda_stream if self._on_device else 0
-            self._pager.zero(step, stream)
+            self._pager.zero(step, self._stream_of_steps())
+
+    def _stream_of_steps(self) -> int:
+        if not self._on_device:
+            return 0
+        stream = torch.cuda.current_stream(self._device)
+        # vLLM moves a thread that has set no stream to one of its own when it first looks for it,
+        # perhaps in the middle of a step, and up to 0.26 without waiting for the one before (0.26
+        # utils/torch_utils.py, current_stream). It stays on a stream that was set.
+        torch.cuda.set_stream(stream)
+        return int(stream.cuda_stream)
 
     def mark(self, step: int) -> None:
         """Step `step` is launched; to be called on the thread and stream that launched it."""
