@@ -3,18 +3,17 @@ a device that is told what to answer."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
-import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from vllm.device_allocator import cumem
 
 from kvcached_vllm.gpu_worker import ElasticGPUWorker
-from kvcached_vllm.launches import LaunchMarks
-from kvcached_vllm.working_memory import WorkingMemory
 
 GIB = 1 << 30
 
@@ -26,8 +25,7 @@ class Asleep:
     def __init__(self, freed: int, taken: int) -> None:
         self.free = 40 * GIB
         self.levels: list[int] = []
-        self.woken: list[tuple[list[str] | None, int]] = []
-        """What was woken, and how much of the device was free then."""
+        self.woken: list[list[str] | None] = []
         self._change = freed - taken
 
     def suspend(self, level: int) -> None:
@@ -35,7 +33,7 @@ class Asleep:
         self.free += self._change
 
     def resume(self, tags: list[str] | None) -> None:
-        self.woken.append((tags, self.free))
+        self.woken.append(tags)
 
 
 def worker_over(device: Asleep, monkeypatch: pytest.MonkeyPatch, elastic: bool = True) -> Any:
@@ -43,42 +41,17 @@ def worker_over(device: Asleep, monkeypatch: pytest.MonkeyPatch, elastic: bool =
     monkeypatch.setattr(torch.accelerator, "synchronize", lambda *_: None)
     monkeypatch.setattr(torch.accelerator, "get_memory_info", lambda *_: (device.free, 139 * GIB))
     worker: Any = ElasticGPUWorker.__new__(ElasticGPUWorker)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (device.free, 139 * GIB))
     worker._pager = object() if elastic else None
     worker._sleep_mode_backend = device
     worker.vllm_config = SimpleNamespace(
         model_config=SimpleNamespace(enable_nccl_comm_suspend=False)
     )
-    worker.model_runner = SimpleNamespace(model_memory_usage=16 * GIB)
+    worker.model_runner = SimpleNamespace(post_kv_cache_wake_up=lambda: None)
     worker._sleep_saved_parameters = worker._sleep_saved_buffers = {}
     worker._sleep_saved_draft_buffers = {}
+    worker._sleep_rebuild_draft_metadata_buffers = False
     monkeypatch.setattr(worker, "synchronize_device", lambda: None, raising=False)
     return worker
-
-
-class Reserving:
-    """Remembers what a pager was told to keep free."""
-
-    def __init__(self) -> None:
-        self.reserved: list[int] = []
-
-    def reserve(self, size: int) -> None:
-        self.reserved.append(size)
-
-
-@pytest.fixture
-def pager() -> Reserving:
-    return Reserving()
-
-
-@pytest.fixture
-def working(pager: Reserving, monkeypatch: pytest.MonkeyPatch) -> Iterator[WorkingMemory]:
-    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
-    device = torch.device("cpu")
-    marks = LaunchMarks(pager, device)  # type: ignore[arg-type]
-    made = WorkingMemory(pager, device, 1 * GIB, marks)  # type: ignore[arg-type]
-    yield made
-    made.stop()
 
 
 def test_a_neighbour_who_grows_meanwhile_does_not_end_the_engine(
@@ -89,7 +62,7 @@ def test_a_neighbour_who_grows_meanwhile_does_not_end_the_engine(
     monkeypatch.setattr(logging.getLogger("vllm"), "propagate", True)
     worker_over(device, monkeypatch).sleep(1)
     assert device.levels == [1]
-    assert "others took more of the device" in caplog.text
+    assert "less of the device is free" in caplog.text
 
 
 def test_where_nobody_took_anything_nothing_is_said(
@@ -119,40 +92,28 @@ def test_other_failures_are_not_taken_for_it(monkeypatch: pytest.MonkeyPatch) ->
         worker_over(device, monkeypatch).sleep(1)
 
 
-def test_weights_come_back_once_neighbours_have_made_room(
-    pager: Reserving, working: WorkingMemory, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("tags", [None, ["weights"], ["kv_cache"]])
+def test_what_slept_comes_back_once_there_is_room_for_it(
+    monkeypatch: pytest.MonkeyPatch, tags: list[str] | None
 ) -> None:
-    device = Asleep(freed=16 * GIB, taken=50 * GIB)
+    device = Asleep(freed=16 * GIB, taken=0)
     worker = worker_over(device, monkeypatch)
-    worker._working = working
-    worker.sleep(1)
-    assert device.free < 16 * GIB
-    own = pager.reserved[-1]
+    sleeping = {
+        1: SimpleNamespace(handle=(0, 5 * GIB), tag="weights", is_asleep=True),
+        2: SimpleNamespace(handle=(0, 6 * GIB), tag="weights", is_asleep=False),
+        3: SimpleNamespace(handle=(0, 7 * GIB), tag="cudagraph", is_asleep=True),
+    }
+    allocator = SimpleNamespace(pointer_to_data=sleeping)
+    monkeypatch.setattr(cumem.CuMemAllocator, "instance", allocator)
+    entered: list[int] = []
 
-    def give_way() -> None:
-        device.free = 20 * GIB
+    @contextlib.contextmanager
+    def enter(missing: Callable[[], int]) -> Iterator[None]:
+        entered.append(missing())
+        assert not device.woken
+        yield
+        assert device.woken == [tags]
 
-    # A neighbour gives way to what is reserved.
-    neighbour = threading.Timer(0.2, give_way)
-    neighbour.start()
-    worker.wake_up()
-    neighbour.join()
-    assert device.woken == [(None, 20 * GIB)], "it woke into a device that had no room"
-    assert own + 16 * GIB in pager.reserved, "no neighbour was asked for room"
-    assert pager.reserved[-1] == own, "and what is taken is reserved no more"
-
-
-@pytest.mark.parametrize("asleep", [True, False])
-def test_who_takes_no_weights_back_waits_for_no_room(
-    working: WorkingMemory, monkeypatch: pytest.MonkeyPatch, asleep: bool
-) -> None:
-    device = Asleep(freed=16 * GIB, taken=50 * GIB)
-    worker = worker_over(device, monkeypatch)
-    worker._working = working
-    if asleep:
-        worker.sleep(1)
-        worker.wake_up(["kv_cache"])
-    else:
-        device.free = 0
-        worker.wake_up()
-    assert len(device.woken) == 1
+    worker._waking = SimpleNamespace(entered=enter)
+    worker.wake_up(tags)
+    assert entered == [{None: 12, "weights": 5, "kv_cache": 0}[tags and tags[0]] * GIB]

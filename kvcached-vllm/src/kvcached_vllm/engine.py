@@ -264,6 +264,21 @@ def writes_beside_steps(config: VllmConfig) -> str | None:
     return None
 
 
+def sleeping_bytes(tags: list[str] | None) -> int:
+    """What a wake-up with these tags takes back of the device, in bytes: all that vLLM's allocator
+    for sleep mode has let go, of these tags where there are any. 0 where nothing sleeps, or sleeps
+    by another mechanism (0.26 device_allocator/cumem.py)."""
+    from vllm.device_allocator.cumem import CuMemAllocator
+
+    if (allocator := CuMemAllocator.instance) is None:
+        return 0
+    return sum(
+        int(data.handle[1])
+        for data in list(allocator.pointer_to_data.values())
+        if getattr(data, "is_asleep", True) and (tags is None or data.tag in tags)
+    )
+
+
 def memory_of_cpu_node() -> Any | None:
     """The memory of the NUMA node that a CPU worker sizes its cache by (`total_memory` and
     `available_memory`, in bytes), or None where it looks at none, up to 0.19."""

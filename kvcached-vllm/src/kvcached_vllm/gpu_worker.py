@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from vllm.v1.worker.gpu_worker import Worker
 
-from kvcached_vllm import engine, say_once
+from kvcached_vllm import engine, identity, say_once
 from kvcached_vllm.attach import settings
 from kvcached_vllm.extent_layout import EXTENT, by_extent, fits, least_extent_bytes
 from kvcached_vllm.kv_placement import Placement, can_pack, packed, spec_of
+from kvcached_vllm.waking import WakingRoom
 from kvcached_vllm.warm_up import in_the_null_block
 from kvcached_vllm.worker import ElasticWorker
 from kvcached_vllm.working_memory import WorkingMemory
@@ -50,9 +51,9 @@ class ElasticGPUWorker(ElasticWorker, Worker):  # type: ignore[misc]
     requested_memory: int
 
     _warming_up = False
-    _weights_asleep = False
     _peak_bytes = 0
     _working: WorkingMemory | None = None
+    _waking: WakingRoom | None = None
 
     def init_device(self) -> None:
         """vLLM's init_device(), without its demand that the whole budget be free.
@@ -165,6 +166,8 @@ class ElasticGPUWorker(ElasticWorker, Worker):  # type: ignore[misc]
             self._warming_up = False
         if self._pager is not None and self._marks is not None:
             self._working = WorkingMemory(self._pager, self.device, self._peak_bytes, self._marks)
+            row = str(identity.row_path(self.vllm_config, settings(), self.rank))
+            self._waking = WakingRoom(self._working, row, self.device)
         return result
 
     def execute_model(self, scheduler_output: SchedulerOutput) -> Any:
@@ -183,15 +186,14 @@ class ElasticGPUWorker(ElasticWorker, Worker):  # type: ignore[misc]
         """
         if self._working is not None:
             self._working.release()
-        self._weights_asleep = True
         try:
             super().sleep(level)
         except AssertionError as error:
             if self._pager is None or str(error) != _NOTHING_FREED:
                 raise
             _log.warning(
-                "kvcached: this engine sleeps at level %d; others took more of the device "
-                "meanwhile than it freed",
+                "kvcached: this engine sleeps at level %d, and less of the device is free than "
+                "before: did others grow meanwhile?",
                 level,
             )
 
@@ -199,22 +201,16 @@ class ElasticGPUWorker(ElasticWorker, Worker):  # type: ignore[misc]
         """vLLM's wake_up(), without zeroing the whole cache.
 
         vLLM zeroes an fp8 cache because its memory is new. Ours is zeroed before a step meets it,
-        and what is not committed cannot be touched. Weights come back once neighbours, who may have
-        grown since, have made room for them: vLLM takes them piece by piece, and half of them would
-        be the end of the engine.
+        and what is not committed cannot be touched. What slept comes back once there is room for
+        it.
         """
         with self._cache_out_of_sight(), self._room_to_wake(tags):
             super().wake_up(tags)
 
-    @contextlib.contextmanager
-    def _room_to_wake(self, tags: list[str] | None) -> Iterator[None]:
-        weights = self._weights_asleep and (tags is None or "weights" in tags)
-        if not weights or self._working is None:
-            yield
-            return
-        with self._working.room_for(int(self.model_runner.model_memory_usage), "wake-up"):
-            yield
-        self._weights_asleep = False
+    def _room_to_wake(self, tags: list[str] | None) -> contextlib.AbstractContextManager[None]:
+        if self._waking is None:
+            return contextlib.nullcontext()
+        return self._waking.entered(lambda: engine.sleeping_bytes(tags))
 
     @contextlib.contextmanager
     def _cache_out_of_sight(self) -> Iterator[None]:

@@ -9,7 +9,6 @@ is there. An idle engine gives it back.
 from __future__ import annotations
 
 import atexit
-import contextlib
 import logging
 import threading
 import time
@@ -20,8 +19,6 @@ import torch
 from kvcached.device_room import take_when_there_is_room
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from kvcached import _C
 
 _log = logging.getLogger("vllm.kvcached")
@@ -34,10 +31,6 @@ IDLE_AFTER = 0.5
 _MARGIN = 1.1
 #: The thread that gives back ends within this, where the device is not stuck; in seconds.
 _END_WITHIN = 10.0
-
-
-class _Full(Exception):
-    """The device has no room yet."""
 
 
 class Launches(Protocol):
@@ -64,6 +57,7 @@ class WorkingMemory:
         self._bytes = int(peak_bytes * _MARGIN)
         self._lock = threading.Lock()
         self._held = False
+        self._beside = 0
         self._last_step = time.monotonic()
         self._wake = threading.Event()
         self._stopping = False
@@ -90,19 +84,12 @@ class WorkingMemory:
         with self._lock:
             self._give_back()
 
-    @contextlib.contextmanager
-    def room_for(self, size: int, work: str) -> Iterator[None]:
-        """Entered once the device has room for `size` bytes that this process is about to take for
-        good: neighbours' caches give way. Where they have not within two minutes, it is entered
-        all the same, and what follows fails as it would without kvcached. `work`: for the log."""
+    def want_beside(self, size: int) -> None:
+        """Tells the ledger that this process will want `size` bytes of the device beside its cache
+        and its working memory; 0 once it has them. Any thread."""
         with self._lock:
-            own = 0 if self._held else self._bytes
-            self._pager.reserve(own + size)
-            try:
-                take_when_there_is_room(lambda: self._look_for(size), _Full, size, work, _log)
-                yield
-            finally:
-                self._pager.reserve(own)
+            self._beside = size
+            self._tell()
 
     def stop(self) -> None:
         """Ends the thread; returns when it has ended, or stands behind a stuck device."""
@@ -116,11 +103,8 @@ class WorkingMemory:
     def _take(self) -> None:
         full = torch.cuda.OutOfMemoryError
         if take_when_there_is_room(self._fill_allocator, full, self._bytes, "step", _log):
-            self._pager.reserve(0)
-
-    def _look_for(self, size: int) -> None:
-        if torch.cuda.mem_get_info(self._device)[0] < size:
-            raise _Full
+            self._held = True
+            self._tell()
 
     def _fill_allocator(self) -> None:
         # Freed at once: PyTorch's allocator keeps it for the step.
@@ -128,9 +112,12 @@ class WorkingMemory:
 
     def _give_back(self) -> None:
         # First, so that no cache grows into it.
-        self._pager.reserve(self._bytes)
-        torch.cuda.empty_cache()
         self._held = False
+        self._tell()
+        torch.cuda.empty_cache()
+
+    def _tell(self) -> None:
+        self._pager.reserve(self._beside + (0 if self._held else self._bytes))
 
     def _run(self) -> None:
         torch.cuda.set_device(self._device)
