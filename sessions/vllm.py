@@ -44,8 +44,9 @@ def vllm_026(session: nox.Session) -> None:
     session.install("vllm==0.26.0", "pytest")
     install(session, wheels(session, "vllm"))
     tests = ("allocation", "contract", "coordinator", "extent_layout", "keys_apart", "kv_placement")
-    others = ("sanity", "supply", "versions", "warm_up", "working_memory")
-    files = [f"kvcached-vllm/tests/test_{name}.py" for name in (*tests, *others)]
+    others = ("launches", "sanity", "sleep", "supply", "versions", "waking", "warm_up")
+    more = ("working_memory",)
+    files = [f"kvcached-vllm/tests/test_{name}.py" for name in (*tests, *others, *more)]
     session.run("pytest", "-q", *files)
 
 
