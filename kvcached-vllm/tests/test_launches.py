@@ -88,6 +88,8 @@ def test_a_step_stays_on_the_stream_that_zeroes_its_memory(
 
     stream = SimpleNamespace(cuda_stream=42)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
+    # As on a GPU, whatever vLLM's worker for CPUs has made of it in this process.
+    monkeypatch.setattr(torch.cuda, "set_stream", torch_utils._patched_set_stream)
     # A thread of its own, as far as vLLM knows.
     monkeypatch.setattr(torch_utils, "_current_stream_tls", threading.local())
     monkeypatch.setattr(torch_utils, "prev_set_stream", lambda stream: None)
