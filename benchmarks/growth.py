@@ -7,7 +7,8 @@
   drain    what large handles pin: memory held over memory live while 256 requests become 16
 
 `--parts` names some of them. What a pager grows by is zeroed where the driver does not promise
-zeros (on CUDA); the bare calls zero nothing.
+zeros (on CUDA); the bare calls zero nothing. On the sim driver memory exists on paper, and what is
+left is kvcached's own work and its waking up; there is no floor to compare with.
 """
 
 from __future__ import annotations
@@ -153,7 +154,8 @@ def measure_cycles(report: Report, kind: str, gib: float, rounds: int, units: Un
         alone_spent = Samples("s", [times[side] for times in bare])
         name = f"{units.name} ({len(sizes):,} handles), {what}"
         parts = {"kvcached": spent, "bare": alone_spent}
-        report.add(Row(name, ratios(spent, alone_spent), OVER_BARE, parts, facts))
+        target = None if kind == "sim" else OVER_BARE
+        report.add(Row(name, ratios(spent, alone_spent), target, parts, facts))
         rates = Samples("GB/s", [sum(sizes) / 1e9 / seconds for seconds in ours])
         report.add(Row(name, rates, facts=facts))
 
@@ -195,8 +197,8 @@ def _move(report: Report, options: argparse.Namespace, units: Units) -> None:
 
 def main() -> int:
     parser = arguments_of(__doc__ or "")
-    parser.add_argument("--driver", choices=("host", "cuda"), default="host")
-    parser.add_argument("--gib", type=float, help="how much; 10 on a GPU, 0.5 on the host")
+    parser.add_argument("--driver", choices=("host", "cuda", "sim"), default="host")
+    parser.add_argument("--gib", type=float, help="how much; 10 but for 0.5 on the host")
     parser.add_argument("--rounds", type=int, default=11, help="of growth and release")
     parser.add_argument("--moves", type=int, default=50, help="from one engine to the other")
     moved = [units.name for units in MOVED]
@@ -204,7 +206,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=5, help="of the drain")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     options = parser.parse_args()
-    options.gib = options.gib or (10.0 if options.driver == "cuda" else 0.5)
+    options.gib = options.gib or (0.5 if options.driver == "host" else 10.0)
     if options.quick:
         options.gib, options.rounds, options.moves, options.seeds = 0.25, 3, 4, 1
     report = Report("growth", options)
