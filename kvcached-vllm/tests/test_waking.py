@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from kvcached import _C, hooks
+from kvcached_vllm import waking
 from kvcached_vllm.launches import LaunchMarks
 from kvcached_vllm.waking import WakingRoom
 from kvcached_vllm.working_memory import WorkingMemory
@@ -99,7 +100,7 @@ def test_an_engine_wakes_once_its_neighbours_have_given_way(
     own = reserved(tmp_path)["sleeper"]
     assert own >= PEAK
     seen: list[str] = []
-    waking = wake(room, [GIB], seen, "sleeper")
+    thread = wake(room, [GIB], seen, "sleeper")
     time.sleep(0.8)
     assert not seen, "it woke into a full device"
     assert reserved(tmp_path)["sleeper"] == own + GIB, "and asked nobody for room"
@@ -108,9 +109,21 @@ def test_an_engine_wakes_once_its_neighbours_have_given_way(
     time.sleep(0.2)
     assert not seen
     device.free = GIB + 2 * PEAK
-    waking.join(5)
+    thread.join(5)
     assert seen == ["sleeper in", "sleeper out"]
     assert reserved(tmp_path)["sleeper"] == own, "what has come back is no longer wanted"
+
+
+def test_a_crowded_device_is_woken_into_after_a_while(
+    device: Device, join: Join, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(waking, "_FOR_NEIGHBOURS", 1.0)
+    _, room = join("sleeper")
+    join("neighbour")
+    device.free = GIB  # and none for the neighbour's next step
+    began = time.monotonic()
+    with room.entered(lambda: GIB):
+        assert time.monotonic() - began >= 1.0
 
 
 def test_what_has_come_back_is_not_counted_twice(

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("vllm.kvcached")
 
+#: How long room is wanted for what neighbours will work with as well, in seconds: they take it
+#: without asking, perhaps while this engine wakes. On a crowded device it may never all be there.
+_FOR_NEIGHBOURS = 10.0
 #: Between two looks at how much has come back, in seconds.
 _FOLLOW = 0.02
 _WORK = "wake-up"
@@ -87,11 +90,14 @@ class WakingRoom:
 
         def look() -> None:
             facts = ledger.describe()
+            waited = time.monotonic() - told
             # Until the ledger has looked at the device, neighbours grow as if nobody woke.
-            if facts["sampled_seconds_ago"] >= time.monotonic() - told:
+            if facts["sampled_seconds_ago"] >= waited:
                 raise _NoRoom
             theirs = sum(
-                lease["reserve_bytes"] for lease in facts["leases"] if lease["slot"] != self._slot
+                lease["reserve_bytes"]
+                for lease in facts["leases"]
+                if lease["slot"] != self._slot and waited < _FOR_NEIGHBOURS
             )
             if torch.cuda.mem_get_info(self._device)[0] < size + theirs:
                 raise _NoRoom
