@@ -71,8 +71,8 @@ FEATURES: dict[str, Feature] = {
         }
     ),
     "fp8": Feature({**_GRAPHS, "kv_cache_dtype": "fp8"}),
-    # vLLM 0.26 quantises queries, and to e4m3 alone, with which Triton's attention and FlashInfer
-    # stop; FlashInfer's it can be told to leave.
+    # vLLM 0.26 quantises queries to e4m3 alone: Triton's attention and FlashInfer stop where the
+    # cache is e5m2. For FlashInfer it can be told not to.
     "fp8 e5m2": Feature(
         {
             **_FLASHINFER,

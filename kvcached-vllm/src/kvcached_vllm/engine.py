@@ -267,7 +267,8 @@ def writes_beside_steps(config: VllmConfig) -> str | None:
 def sleeping_bytes(tags: list[str] | None) -> int:
     """What a wake-up with these tags takes back of the device, in bytes: all that vLLM's allocator
     for sleep mode has let go, of these tags where there are any. 0 where nothing sleeps, or sleeps
-    by another mechanism (0.26 device_allocator/cumem.py)."""
+    by another mechanism. An allocator that does not mark what sleeps, as in older versions,
+    wakes all it has (0.26 device_allocator/cumem.py)."""
     from vllm.device_allocator.cumem import CuMemAllocator
 
     if (allocator := CuMemAllocator.instance) is None:

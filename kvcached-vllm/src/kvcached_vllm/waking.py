@@ -89,8 +89,8 @@ class WakingRoom:
         ledger = _C.Ledger.open(str(self._ledger))
 
         def look() -> None:
-            facts = ledger.describe()
             waited = time.monotonic() - told
+            facts = ledger.describe()
             # Until the ledger has looked at the device, neighbours grow as if nobody woke.
             if facts["sampled_seconds_ago"] >= waited:
                 raise _NoRoom

@@ -199,7 +199,7 @@ class ElasticWorker:
             shared=bool(wanted.shm_group),
             terms=self._terms(placed, limit, self._driver.granularity),
             sanity_check=wanted.sanity_check,
-            zero_in_steps=wanted.zeroing != "pager" and self._writes_in_steps(),
+            zero_in_steps=self._steps_zero(),
         )
         self._driver = None  # the pager's now
         try:
@@ -208,9 +208,12 @@ class ElasticWorker:
             raise NotElastic(f"kvcached: {error}; {_advice(str(error), wanted)}") from None
         return pager
 
-    def _writes_in_steps(self) -> bool:
+    def _steps_zero(self) -> bool:
+        wanted = settings().zeroing
+        if wanted == "pager":
+            return False
         reason = engine.writes_beside_steps(self.vllm_config)
-        if reason is not None and settings().zeroing == "steps":
+        if reason is not None and wanted == "steps":
             say_once(
                 f"kvcached: KVCACHED_ZEROING=steps is not for {reason}; the pager zeroes memory"
             )

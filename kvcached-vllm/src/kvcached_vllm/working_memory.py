@@ -75,8 +75,11 @@ class WorkingMemory:
             self._last_step = time.monotonic()
             if self._held:
                 return
-            self._take()
+            taken = self._take()
+            # Tried all the same where there was no room for long: not again by every step.
             self._held = True
+            if taken:
+                self._tell()
         self._wake.set()
 
     def release(self) -> None:
@@ -100,11 +103,9 @@ class WorkingMemory:
         if self._thread.is_alive():
             _log.error("kvcached: giving working memory back does not end; is the device stuck?")
 
-    def _take(self) -> None:
+    def _take(self) -> bool:
         full = torch.cuda.OutOfMemoryError
-        if take_when_there_is_room(self._fill_allocator, full, self._bytes, "step", _log):
-            self._held = True
-            self._tell()
+        return take_when_there_is_room(self._fill_allocator, full, self._bytes, "step", _log)
 
     def _fill_allocator(self) -> None:
         # Freed at once: PyTorch's allocator keeps it for the step.
